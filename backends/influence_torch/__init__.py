@@ -1,0 +1,67 @@
+"""Influence functions of torch modules: the documented classes, thin facades over the core.
+
+Names are loaded when they are used, so that the plug-in registry can look at this package without
+importing torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from influence_core.errors import NotFittedException, UnsupportedInfluenceModeException
+    from influence_core.methods import JacobiPreconditioner, NystroemPreconditioner
+    from influence_core.modes import BlockMode, InfluenceMode, SecondOrderMode
+    from influence_torch.base import TorchInfluenceFunctionModel
+    from influence_torch.cg import CgInfluence
+    from influence_torch.direct import DirectInfluence
+    from influence_torch.problem import TorchProblem
+
+__all__ = [
+    "BlockMode",
+    "CgInfluence",
+    "DirectInfluence",
+    "InfluenceMode",
+    "JacobiPreconditioner",
+    "NotFittedException",
+    "NystroemPreconditioner",
+    "SecondOrderMode",
+    "TorchInfluenceFunctionModel",
+    "TorchProblem",
+    "UnsupportedInfluenceModeException",
+]
+
+_HOMES = {
+    "BlockMode": "influence_core.modes",
+    "CgInfluence": "influence_torch.cg",
+    "DirectInfluence": "influence_torch.direct",
+    "InfluenceMode": "influence_core.modes",
+    "JacobiPreconditioner": "influence_core.methods",
+    "NotFittedException": "influence_core.errors",
+    "NystroemPreconditioner": "influence_core.methods",
+    "SecondOrderMode": "influence_core.modes",
+    "TorchInfluenceFunctionModel": "influence_torch.base",
+    "TorchProblem": "influence_torch.problem",
+    "UnsupportedInfluenceModeException": "influence_core.errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        from influence_core.errors import BackendImportError
+
+        raise BackendImportError(
+            f"`influence_torch.{name}` needs torch, which is not installed. "
+            'Install it with `pip install "influence-core[torch]"`.'
+        ) from error
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

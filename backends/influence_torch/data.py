@@ -1,0 +1,159 @@
+"""Batches of torch data: checked, on the model's device, read without leaving a trace."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from influence_core.arrays import map_tree
+from influence_core.errors import DataError, DataTypeError
+
+
+@dataclass(frozen=True)
+class TorchBatch:
+    """`n` points: inputs and targets, each a tensor or a dict or tuple of tensors."""
+
+    x: Any
+    y: Any
+    size: int
+    weights: None = None
+
+    def __getitem__(self, points: slice) -> TorchBatch:
+        """Return the points of a slice."""
+        x, y = (map_tree(lambda t: t[points], tree) for tree in (self.x, self.y))
+        return TorchBatch(x, y, len(range(self.size)[points]))
+
+
+def make_batch(data: Any, device: torch.device, half_to: torch.dtype | None) -> TorchBatch:
+    """Check an `(x, y)` pair and move it.
+
+    Args:
+        data: the pair.
+        device: where to.
+        half_to: the dtype that floating-point data is cast to; None leaves it as it is.
+
+    Raises:
+        DataTypeError: it is no pair, or holds something else than tensors.
+        DataError: the lengths differ or are zero.
+    """
+    if not isinstance(data, tuple | list) or len(data) != 2:
+        raise DataTypeError(f"a batch must be a pair (x, y); got {_described(data)}.")
+    lengths = [*_lengths(data[0], "x"), *_lengths(data[1], "y")]
+    if len(set(lengths)) != 1 or lengths[0] == 0:
+        raise DataError(
+            "`x` and `y` must have the same number of points, at least one, along the first axis; "
+            f"got {lengths[0]} and {', '.join(map(str, lengths[1:]))}."
+        )
+    x, y = (map_tree(lambda t: _moved(t, device, half_to), tree) for tree in data)
+    return TorchBatch(x, y, lengths[0])
+
+
+def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the leaves of a tree with their paths, such as ``"x['ids'][0]"``."""
+    if isinstance(tree, Mapping):
+        for key, child in tree.items():
+            yield from leaves(child, f"{path}[{key!r}]")
+    elif isinstance(tree, tuple | list):
+        for index, child in enumerate(tree):
+            yield from leaves(child, f"{path}[{index}]")
+    else:
+        yield path, tree
+
+
+def check_finite(batch: TorchBatch, where: str) -> None:
+    """Raise `DataError` if a floating-point leaf holds NaN or infinity."""
+    for path, leaf in [*leaves(batch.x, "x"), *leaves(batch.y, "y")]:
+        if leaf.is_floating_point() and not (finite := torch.isfinite(leaf)).all():
+            rows = (~finite.reshape(batch.size, -1).all(dim=1)).nonzero()[:5, 0].tolist()
+            raise DataError(
+                f"`{where}`: {path} holds NaN or infinity, first in the points {rows}. "
+                "Clean or drop these points."
+            )
+
+
+class RandomStates:
+    """The states of the global generators, and of those that a DataLoader owns, at one moment."""
+
+    def __init__(self, loader: Any = None) -> None:
+        """Read them all."""
+        self._restorers: list[tuple[Callable[[Any], object], Any]] = [
+            (random.setstate, random.getstate()),
+            (np.random.set_state, np.random.get_state()),  # noqa: NPY002 - kept, not drawn from
+            (torch.set_rng_state, torch.get_rng_state()),
+        ]
+        if torch.cuda.is_initialized():
+            self._restorers.append((torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all()))
+        for owner in (loader, getattr(loader, "sampler", None)):
+            generator = getattr(owner, "generator", None)
+            if isinstance(generator, torch.Generator):
+                self._restorers.append((generator.set_state, generator.get_state()))
+
+    def restore(self) -> None:
+        """Put every generator back."""
+        for restore, state in self._restorers:
+            restore(state)
+
+
+@contextmanager
+def untouched_random_state() -> Iterator[None]:
+    """Restore the global generators at the end."""
+    states = RandomStates()
+    try:
+        yield
+    finally:
+        states.restore()
+
+
+def read_untouched(loader: Any) -> Iterator[Any]:
+    """Yield what `loader` does; outside of it no generator moves, inside they move on as usual.
+
+    One pass over any DataLoader draws from torch's global generator; datasets may draw from others.
+    """
+    outside = inside = RandomStates(loader)
+    iterator = None
+    while True:
+        try:
+            inside.restore()
+            iterator = iter(loader) if iterator is None else iterator
+            item = next(iterator)
+            inside = RandomStates(loader)
+        except StopIteration:
+            return
+        finally:
+            outside.restore()
+        yield item
+        outside = RandomStates(loader)
+
+
+def _lengths(tree: Any, path: str) -> list[int]:
+    found = []
+    for where, leaf in leaves(tree, path):
+        if not isinstance(leaf, Tensor):
+            raise DataTypeError(
+                f"`{where}` must be a tensor (or a dict or tuple of tensors); got "
+                f"{_described(leaf)}. Use `torch.as_tensor`."
+            )
+        if leaf.ndim == 0:
+            raise DataError(f"`{where}` must have the points along its first axis; got a scalar.")
+        found.append(leaf.shape[0])
+    if not found:
+        raise DataError(f"`{path}` must hold at least one tensor; got {_described(tree)}.")
+    return found
+
+
+def _moved(tensor: Tensor, device: torch.device, half_to: torch.dtype | None) -> Tensor:
+    tensor = tensor.detach().to(device)
+    return tensor.to(half_to) if half_to and tensor.is_floating_point() else tensor
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return f"a {type(value).__name__} of {len(value)}"
+    return type(value).__name__

@@ -1,0 +1,87 @@
+"""Influence functions for machine learning, written once on the array API standard.
+
+*Which training points made my model say this, and what would change without them?*
+`Influence` answers for any model that an installed backend can differentiate; `Direct` and `Cg` are
+the methods. Importing this package imports no machine-learning framework.
+"""
+
+from influence_core.curvature import SolveReport
+from influence_core.errors import (
+    BackendConflictError,
+    BackendError,
+    BackendImportError,
+    BackendNotFoundError,
+    BlockError,
+    CapabilityError,
+    ConditioningWarning,
+    ConvergenceWarning,
+    DataError,
+    DataTypeError,
+    DeviceError,
+    ExchangeError,
+    InfluenceError,
+    InfluenceWarning,
+    LossError,
+    ModelError,
+    NonFiniteError,
+    NotFittedException,
+    OptionError,
+    PluginWarning,
+    RegularizationError,
+    SingularCurvatureError,
+    UnsupportedInfluenceModeException,
+)
+from influence_core.influence import Influence, InfluenceFunctionModel
+from influence_core.methods import (
+    Cg,
+    Direct,
+    JacobiPreconditioner,
+    Method,
+    NystroemPreconditioner,
+    Preconditioner,
+)
+from influence_core.modes import BlockMode, InfluenceMode, SecondOrderMode
+from influence_core.problem import Batch, Problem
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BackendConflictError",
+    "BackendError",
+    "BackendImportError",
+    "BackendNotFoundError",
+    "Batch",
+    "BlockError",
+    "BlockMode",
+    "CapabilityError",
+    "Cg",
+    "ConditioningWarning",
+    "ConvergenceWarning",
+    "DataError",
+    "DataTypeError",
+    "DeviceError",
+    "Direct",
+    "ExchangeError",
+    "Influence",
+    "InfluenceError",
+    "InfluenceFunctionModel",
+    "InfluenceMode",
+    "InfluenceWarning",
+    "JacobiPreconditioner",
+    "LossError",
+    "Method",
+    "ModelError",
+    "NonFiniteError",
+    "NotFittedException",
+    "NystroemPreconditioner",
+    "OptionError",
+    "PluginWarning",
+    "Preconditioner",
+    "Problem",
+    "RegularizationError",
+    "SecondOrderMode",
+    "SingularCurvatureError",
+    "SolveReport",
+    "UnsupportedInfluenceModeException",
+    "__version__",
+]

@@ -1,0 +1,60 @@
+"""The only room that may know an array library: everything else speaks the array API standard."""
+
+from influence_core.arrays.exchange import Exchange, exchange_for
+from influence_core.arrays.linalg import (
+    diagonal,
+    eigh,
+    masked_reciprocal,
+    row_dots,
+    row_norms,
+    singular_value_decomposition,
+    symmetrize,
+)
+from influence_core.arrays.namespace import (
+    device,
+    epsilon,
+    eye,
+    from_host,
+    is_array,
+    matching,
+    move,
+    namespace,
+    read_flag,
+    read_float,
+    supports_float64,
+    to_host,
+    widen,
+    zeros,
+)
+from influence_core.arrays.random import normal_rows, rademacher_rows
+from influence_core.arrays.trees import concatenate_trees, map_tree
+
+__all__ = [
+    "Exchange",
+    "concatenate_trees",
+    "device",
+    "diagonal",
+    "eigh",
+    "epsilon",
+    "exchange_for",
+    "eye",
+    "from_host",
+    "is_array",
+    "map_tree",
+    "masked_reciprocal",
+    "matching",
+    "move",
+    "namespace",
+    "normal_rows",
+    "rademacher_rows",
+    "read_flag",
+    "read_float",
+    "row_dots",
+    "row_norms",
+    "singular_value_decomposition",
+    "supports_float64",
+    "symmetrize",
+    "to_host",
+    "widen",
+    "zeros",
+]

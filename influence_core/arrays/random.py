@@ -1,0 +1,36 @@
+"""Random numbers are drawn by NumPy on the host: the same on every library and device.
+
+One stream a row, spawned from one `SeedSequence`: however a matrix is cut into chunks of rows, the
+rows stay the same. No global generator is touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from influence_core.arrays.namespace import from_host
+from influence_core.problem import Array
+
+
+def normal_rows(seed: int, count: int, size: int, like: Array) -> Array:
+    """Return `(count, size)` standard normal numbers in the library, dtype and device of `like`."""
+    return _rows(seed, count, lambda rng: rng.standard_normal(size), like)
+
+
+def rademacher_rows(seed: int, count: int, size: int, like: Array) -> Array:
+    """Return `(count, size)` signs, ±1 with equal probability."""
+    return _rows(seed, count, lambda rng: 2 * rng.integers(0, 2, size) - 1, like)
+
+
+def _rows(
+    seed: int,
+    count: int,
+    draw: Callable[[np.random.Generator], npt.NDArray[Any]],
+    like: Array,
+) -> Array:
+    streams = np.random.SeedSequence(seed).spawn(count)
+    return from_host(np.stack([draw(np.random.default_rng(stream)) for stream in streams]), like)

@@ -1,0 +1,102 @@
+"""What a method prepares for one block: `(C + λI)⁻¹` as an operator that reports its solves."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, final
+
+import numpy as np
+import numpy.typing as npt
+
+from influence_core.arrays import Exchange, namespace
+from influence_core.problem import Array, Problem
+from influence_core.sources import GradientSource
+
+
+@dataclass(frozen=True)
+class SolveReport:
+    """How a solve with `k` right-hand sides ended; every field has one entry for each of them.
+
+    Attributes:
+        iterations: steps taken, `(k,)`; 0 for methods that do not iterate.
+        residual_norms: `‖b - (C + λI) x‖`, `(k,)`, measured with the answer, not carried along.
+        converged: whether the residual is within the tolerance, `(k,)`.
+        negative_curvature: whether a direction with `pᵀ(C + λI)p ≤ 0` was met, `(k,)`.
+    """
+
+    iterations: npt.NDArray[np.int64]
+    residual_norms: npt.NDArray[np.float64]
+    converged: npt.NDArray[np.bool_]
+    negative_curvature: npt.NDArray[np.bool_]
+
+    def __str__(self) -> str:
+        """Return the report in one line."""
+        return (
+            f"{int(self.converged.sum())} of {self.converged.size} right-hand sides converged, "
+            f"at most {self.iterations.max(initial=0)} iterations, "
+            f"largest residual norm {self.residual_norms.max(initial=0):.2e}, "
+            f"negative curvature on {int(self.negative_curvature.sum())}"
+        )
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Rows `x`, `(k, d)`, that solve `(C + λI) x = b`, and how that went."""
+
+    rows: Array
+    report: SolveReport
+
+
+class Inverse(ABC):
+    """`(C + λI)⁻¹` of one block. λ is an argument of every call and is stored nowhere."""
+
+    @abstractmethod
+    def solve(self, rows: Array, regularization: float) -> Solution:
+        """Apply the inverse to `rows`, `(k, d)`."""
+
+    @abstractmethod
+    def on(self, problem: Problem, exchange: Exchange) -> Inverse:
+        """Return the same inverse for the same model on another device."""
+
+    def scores_over(
+        self, left: GradientSource, right: GradientSource, regularizations: Sequence[float]
+    ) -> tuple[Array, list[SolveReport]]:
+        """Return `left (C + λI)⁻¹ rightᵀ` for every λ, `(r, m, n)`, with the reports."""
+        answers = [self.scores(left, right, regularization) for regularization in regularizations]
+        xp = namespace(answers[0][0])
+        return xp.stack([scores for scores, _ in answers]), [report for _, report in answers]
+
+    @final
+    def scores(
+        self, left: GradientSource, right: GradientSource, regularization: float
+    ) -> tuple[Array, SolveReport]:
+        """Return `left (C + λI)⁻¹ rightᵀ`, `(m, n)`; the smaller side is the one that is solved."""
+        if right.size < left.size:
+            solution = self.solve(right.rows(), regularization)
+            products = left.products(solution.rows)
+            return namespace(products).matrix_transpose(products), solution.report
+        solution = self.solve(left.rows(), regularization)
+        return right.products(solution.rows), solution.report
+
+
+def closed_form_report(residual_norms: npt.NDArray[Any]) -> SolveReport:
+    """Return the report of a solve that does not iterate."""
+    k = residual_norms.size
+    return SolveReport(
+        iterations=np.zeros(k, np.int64),
+        residual_norms=residual_norms.astype(np.float64),
+        converged=np.isfinite(residual_norms),
+        negative_curvature=np.zeros(k, np.bool_),
+    )
+
+
+def join_reports(reports: Sequence[SolveReport]) -> SolveReport:
+    """Return one report of solves that were made one after the other."""
+    return SolveReport(
+        *(
+            np.concatenate([getattr(report, field.name) for report in reports])
+            for field in fields(SolveReport)
+        )
+    )

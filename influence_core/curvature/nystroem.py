@@ -1,0 +1,90 @@
+"""Randomised Nyström approximation of a positive semi-definite matrix.
+
+`C_nys = (CΩ)(ΩᵀCΩ)⁺(CΩ)ᵀ = U Λ Uᵀ` with an orthonormalised Gaussian test matrix `Ω`, `(d, r)`.
+Frangella, Tropp and Udell, Randomized Nyström preconditioning, SIAM J. Matrix Anal. 44 (2023).
+
+The recipe is for positive semi-definite `C`. On an indefinite one the core `ΩᵀCΩ` has negative
+eigenvalues, and small positive ones beside them that blow up in the pseudo-inverse. Both betray
+themselves: for `C ⪰ 0` every unit vector `w` satisfies `‖CΩw‖² ≤ ‖C‖ wᵀ(ΩᵀCΩ)w`. Directions of the
+core that break this are left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from influence_core.arrays import (
+    eigh,
+    epsilon,
+    from_host,
+    namespace,
+    normal_rows,
+    row_norms,
+    singular_value_decomposition,
+    symmetrize,
+    to_host,
+)
+from influence_core.curvature.base import Product
+from influence_core.problem import Array
+
+# ‖C‖ is known from the sketch only up to a factor; for C ⪰ 0 the sketch sees at least this part
+_SEEN = 0.1
+
+
+@dataclass(frozen=True)
+class NystroemSketch:
+    """Eigenpairs of `C_nys`, in descending order.
+
+    Attributes:
+        values: eigenvalues on the host, positive, `(r,)`.
+        vectors: orthonormal eigenvectors as rows, `(r, d)`.
+        clipped: the eigenvalues of the core that were left out because `C` is indefinite.
+    """
+
+    values: npt.NDArray[np.float64]
+    vectors: Array
+    clipped: npt.NDArray[np.float64]
+
+
+def nystroem_sketch(
+    product: Product, size: int, rank: int, seed: int, reference: Array
+) -> NystroemSketch:
+    """Return the eigenpairs of the Nyström approximation of `C`, at most `rank` of them.
+
+    Args:
+        product: `v ↦ v · C`; called once, with `rank` rows.
+        size: the number `d` of rows of `C`.
+        rank: the number of random directions; cut to `size`.
+        seed: of the Gaussian test matrix.
+        reference: an array in the library, dtype and device of the answer.
+    """
+    xp = namespace(reference)
+    rank = min(rank, size)
+    tests, _ = xp.linalg.qr(xp.matrix_transpose(normal_rows(seed, rank, size, reference)))
+    tests = xp.matrix_transpose(tests)
+    images = product(tests)
+    values, directions = eigh(symmetrize(images @ xp.matrix_transpose(tests)))
+    turned = directions @ images  # (CΩw)ᵀ for every eigenvector w of the core
+    core = to_host(values).astype(np.float64)
+    norms = to_host(row_norms(turned)).astype(np.float64)
+    keep, clipped = _semidefinite_part(core, norms, epsilon(reference))
+    scales = np.where(keep, 1.0 / np.sqrt(np.where(keep, core, 1.0)), 0.0)
+    root = turned * from_host(scales, reference)[:, None]  # C_nys = rootᵀ root
+    _, singular, vectors = singular_value_decomposition(root)
+    squares = to_host(singular).astype(np.float64) ** 2
+    count = int((squares > epsilon(reference) * squares.max(initial=0.0)).sum())
+    return NystroemSketch(squares[:count], vectors[:count, :], clipped)
+
+
+def _semidefinite_part(
+    core: npt.NDArray[np.float64], norms: npt.NDArray[np.float64], eps: float
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float64]]:
+    """Return which directions of the core to keep, and the eigenvalues clipped as indefinite."""
+    scale = max(np.abs(core).max(), norms.max())
+    rounding = eps * core.size * scale
+    consistent = norms**2 <= scale / _SEEN * np.maximum(core, 0.0)
+    keep = (core > rounding) & consistent
+    return keep, core[~consistent & (norms > np.sqrt(eps) * scale)]

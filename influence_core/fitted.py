@@ -1,0 +1,211 @@
+"""A fitted model: the snapshot of its parameters and one inverse for each block.
+
+Everything that is asked after `fit` is answered here, block by block, for any regularisation.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+from influence_core.arrays import (
+    Exchange,
+    concatenate_trees,
+    map_tree,
+    matching,
+    namespace,
+    read_flag,
+    row_dots,
+)
+from influence_core.blocks import Block
+from influence_core.curvature import Inverse, SolveReport, join_reports
+from influence_core.errors import CapabilityError, DataError, NonFiniteError
+from influence_core.objective import read_batches, validate
+from influence_core.problem import Array, Batch, HandsOver, Movable, Problem, Tree
+from influence_core.sources import GradientSource
+
+Reports: TypeAlias = "dict[str, SolveReport]"
+ByBlock: TypeAlias = "OrderedDict[str, Tree]"
+
+
+@dataclass(frozen=True)
+class FittedInfluence:
+    """Inverses of all blocks and the problem that supplies gradients to them.
+
+    Attributes:
+        problem: the snapshot of model and loss.
+        blocks: the blocks, in the order of the columns.
+        inverses: one for each block, by its name.
+        exchange: the way from the model's array library to the solver's.
+    """
+
+    problem: Problem
+    blocks: tuple[Block, ...]
+    inverses: Mapping[str, Inverse]
+    exchange: Exchange
+
+    def batch(self, data: Any, where: str) -> Batch:
+        """Return checked points of the user."""
+        batch = self.problem.batch(data)
+        validate(self.problem, batch, where)
+        return batch
+
+    def factors(self, batch: Batch, regularization: Mapping[str, float]) -> tuple[ByBlock, Reports]:
+        """Return `(C + λI)⁻¹ ∇ℓ`, `(n, d)` for each block, in the solver's library."""
+        rows = {block.name: self._source(batch, block).rows() for block in self.blocks}
+        return self.solve(rows, regularization)
+
+    def solve(
+        self, rows: Mapping[str, Array], regularization: Mapping[str, float]
+    ) -> tuple[ByBlock, Reports]:
+        """Return `(C + λI)⁻¹` of the rows of each block, `(k, d)`, in the solver's library."""
+        answers, reports = OrderedDict(), {}
+        for block in self.blocks:
+            solution = self.inverses[block.name].solve(rows[block.name], regularization[block.name])
+            answers[block.name], reports[block.name] = solution.rows, solution.report
+        return answers, reports
+
+    def scores(
+        self, left: Batch, right: Batch, regularization: Mapping[str, float]
+    ) -> tuple[ByBlock, Reports]:
+        """Return `⟨(C + λI)⁻¹ ∇ℓ(left), ∇ℓ(right)⟩`, `(m, n)` for each block."""
+        scores, reports = OrderedDict(), {}
+        for block in self.blocks:
+            scores[block.name], reports[block.name] = self.inverses[block.name].scores(
+                self._source(left, block), self._source(right, block), regularization[block.name]
+            )
+        return scores, reports
+
+    def scores_over(
+        self, left: Batch, right: Batch, regularizations: Sequence[Mapping[str, float]]
+    ) -> tuple[ByBlock, list[Reports]]:
+        """Return the scores for every regularisation, `(r, m, n)` for each block."""
+        scores: ByBlock = OrderedDict()
+        reports: list[Reports] = [{} for _ in regularizations]
+        for block in self.blocks:
+            scores[block.name], block_reports = self.inverses[block.name].scores_over(
+                self._source(left, block),
+                self._source(right, block),
+                [regularization[block.name] for regularization in regularizations],
+            )
+            for report, block_report in zip(reports, block_reports, strict=True):
+                report[block.name] = block_report
+        return scores, reports
+
+    def products(self, factors: Mapping[str, Array], batch: Batch) -> ByBlock:
+        """Return `⟨factors, ∇ℓ⟩`, `(m, n)` for each block."""
+        return OrderedDict(
+            (block.name, self._source(batch, block).products(factors[block.name]))
+            for block in self.blocks
+        )
+
+    def mixed_products(self, factors: Mapping[str, Array], batch: Batch) -> ByBlock:
+        """Return `⟨factors, ∇ₓ∇ℓ⟩`, `(m, n, *x.shape[1:])` for each block."""
+        return OrderedDict(
+            (block.name, self._source(batch, block).mixed_products(factors[block.name]))
+            for block in self.blocks
+        )
+
+    def self_scores(self, data: Any, regularization: Mapping[str, float]) -> tuple[Array, Reports]:
+        """Return `⟨(C + λI)⁻¹ ∇ℓᵢ, ∇ℓᵢ⟩`, `(N,)`, for the points of all batches of `data`.
+
+        Raises:
+            DataError: `data` yields no batch.
+        """
+        scores: list[Array] = []
+        reports: list[Reports] = []
+        for index, batch in enumerate(read_batches(self.problem, data), 1):
+            validate(self.problem, batch, f"self_influences(data), batch {index}")
+            answers = [self._self_scores(batch, b, regularization[b.name]) for b in self.blocks]
+            scores.append(sum((s for s, _ in answers[1:]), start=answers[0][0]))
+            reports.append({b.name: r for b, (_, r) in zip(self.blocks, answers, strict=True)})
+        if not scores:
+            raise DataError("`self_influences(data)` needs at least one batch; got none.")
+        joined = {b.name: join_reports([r[b.name] for r in reports]) for b in self.blocks}
+        return concatenate_trees(scores, axis=0), joined
+
+    def split(self, factors: Any, call: str) -> ByBlock:
+        """Return the factors that a user passed, `(m, p)` or one for each block, by block.
+
+        Raises:
+            DataError: they have another shape or other blocks than `influence_factors` returns.
+        """
+        if isinstance(factors, Mapping):
+            self._check_keys(factors, call)
+            return OrderedDict(
+                (b.name, self._rows(factors[b.name], b.size, call)) for b in self.blocks
+            )
+        rows = self._rows(factors, sum(block.size for block in self.blocks), call)
+        parts: ByBlock = OrderedDict()
+        start = 0
+        for block in self.blocks:
+            parts[block.name] = rows[:, start : start + block.size]
+            start += block.size
+        return parts
+
+    def hand_over(self, answer: Tree) -> Tree:
+        """Return an answer in the library, dtype and device of the model's parameters.
+
+        Raises:
+            NonFiniteError: it holds NaN or infinity.
+        """
+        return map_tree(self._hand_over_leaf, answer)
+
+    def to(self, target: Any) -> FittedInfluence:
+        """Return the same on the device `target`.
+
+        Raises:
+            CapabilityError: the backend cannot move its problem.
+        """
+        if not isinstance(self.problem, Movable):
+            raise CapabilityError(
+                f"`to({target!r})` needs a backend that offers `to`; "
+                f"{type(self.problem).__name__} does not. Move the model before `fit`."
+            )
+        problem = self.problem.to(target)
+        exchange = self.exchange.on(problem.reference)
+        inverses = {name: inverse.on(problem, exchange) for name, inverse in self.inverses.items()}
+        return replace(self, problem=problem, inverses=inverses, exchange=exchange)
+
+    def _source(self, batch: Batch, block: Block) -> GradientSource:
+        return GradientSource(self.problem, batch, block.names, self.exchange)
+
+    def _self_scores(
+        self, batch: Batch, block: Block, regularization: float
+    ) -> tuple[Array, SolveReport]:
+        rows = self._source(batch, block).rows()
+        solution = self.inverses[block.name].solve(rows, regularization)
+        return row_dots(solution.rows, rows), solution.report
+
+    def _hand_over_leaf(self, answer: Array) -> Array:
+        xp = namespace(answer)
+        if not read_flag(xp.all(xp.isfinite(answer))):
+            raise NonFiniteError(
+                "the answer holds NaN or infinity: a gradient of one of the points is not finite, "
+                "or the solve broke down. Look at the points, raise `regularization`, use float64."
+            )
+        return hand_over(self.problem, self.exchange.to_model(answer))
+
+    def _check_keys(self, factors: Mapping[str, Any], call: str) -> None:
+        names = [block.name for block in self.blocks]
+        if set(factors) != set(names):
+            raise DataError(
+                f"`{call}` needs the factors of every block; got {list(factors)}, "
+                f"the blocks are {names}. Pass what `influence_factors_by_block` returned."
+            )
+
+    def _rows(self, factors: Any, size: int, call: str) -> Array:
+        rows = matching(factors, self.exchange.model)
+        if rows.ndim != 2 or rows.shape[1] != size:
+            raise DataError(
+                f"`{call}` needs factors of shape (m, {size}); got {tuple(rows.shape)}. "
+                "Pass what `influence_factors` returned."
+            )
+        return self.exchange.to_solver(rows)
+
+
+def hand_over(problem: Problem, answer: Array) -> Array:
+    """Return an answer as the backend wants the user to see it."""
+    return problem.hand_over(answer) if isinstance(problem, HandsOver) else answer

@@ -1,0 +1,21 @@
+"""The methods, one a file."""
+
+from influence_core.methods.base import Method
+from influence_core.methods.cg import Cg
+from influence_core.methods.direct import Direct
+from influence_core.methods.preconditioners import (
+    JacobiPreconditioner,
+    NystroemPreconditioner,
+    Preconditioner,
+    PreparedPreconditioner,
+)
+
+__all__ = [
+    "Cg",
+    "Direct",
+    "JacobiPreconditioner",
+    "Method",
+    "NystroemPreconditioner",
+    "Preconditioner",
+    "PreparedPreconditioner",
+]

@@ -1,0 +1,25 @@
+"""A method: how `(C + λI)⁻¹` of a block is prepared from its curvature."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+
+from influence_core.curvature import Curvature, Inverse
+from influence_core.errors import OptionError
+
+
+class Method(ABC):
+    """Settings of one way to invert; an instance is immutable and serves any number of fits."""
+
+    @abstractmethod
+    def prepare(self, curvature: Curvature) -> Inverse:
+        """Do everything that does not depend on a right-hand side or on λ; called by `fit`."""
+
+
+def check_positive_integer(argument: str, value: object, otherwise: str = "") -> None:
+    """Raise `OptionError` unless `value` is an integer of one or more."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        rule = " ".join(filter(None, ("an integer of one or more", otherwise)))
+        raise OptionError(f"`{argument}` must be {rule}; got {value!r}.")

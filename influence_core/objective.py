@@ -1,0 +1,123 @@
+"""The training data seen through a problem: weighted passes, whatever the batch size.
+
+The objective is the mean of `ℓ` over all `N` points of the data, or the weighted mean where points
+have weights. A batch counts by its points, so no answer depends on how the data is cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from influence_core.arrays import map_tree, namespace, read_float
+from influence_core.errors import DataError, DataTypeError
+from influence_core.problem import Batch, Problem, ReadsData, Tree, Validates
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The mean loss over some data, as sums over its batches in their order.
+
+    Attributes:
+        problem: the model and loss.
+        data: an iterable of `(x, y)` batches that can be iterated again.
+        points: the number `N` of points.
+        weight: the sum of their weights (`N` where there are none).
+    """
+
+    problem: Problem
+    data: Iterable[Any]
+    points: int
+    weight: float
+
+    @classmethod
+    def of(cls, problem: Problem, data: Any) -> Objective:
+        """Read the data once: check every batch, count the points.
+
+        Raises:
+            DataTypeError: `data` is no iterable, or can be iterated only once.
+            DataError: there are no points, or some that cannot be used.
+        """
+        _check_iterable(data)
+        points, weight = 0, 0.0
+        for index, batch in enumerate(read_batches(problem, data), 1):
+            validate(problem, batch, f"fit(data), batch {index}")
+            points += batch.size
+            weight += weight_of(batch)
+        if points == 0:
+            raise DataError(
+                "`fit(data)` needs at least one point; the data yielded none. "
+                "Pass a DataLoader or a list of (x, y) batches."
+            )
+        if not weight > 0:
+            raise DataError(f"`fit(data)` needs weights with a positive sum; got {weight}.")
+        return cls(problem, data, points, weight)
+
+    def batches(self) -> Iterator[Batch]:
+        """Yield the batches of one pass.
+
+        Raises:
+            DataError: the data yields another number of points than at `fit`.
+        """
+        seen = 0
+        for batch in read_batches(self.problem, self.data):
+            seen += batch.size
+            yield batch
+        if seen != self.points:
+            raise DataError(
+                f"the data must yield the same points in every pass; `fit` saw {self.points}, "
+                f"this pass {seen}. Pass an iterable that starts afresh, such as a list."
+            )
+
+    def share(self, batch: Batch) -> float:
+        """Return the part of the objective's weight that `batch` has."""
+        return weight_of(batch) / self.weight
+
+    def reduce(self, per_batch: Callable[[Batch], Tree]) -> Tree:
+        """Return the mean over the data of `per_batch`, itself a mean over the batch's points."""
+        total: Tree = None
+        for batch in self.batches():
+            share = self.share(batch)
+            term = map_tree(lambda a, share=share: a * share, per_batch(batch))
+            total = term if total is None else map_tree(lambda a, b: a + b, total, term)
+        return total
+
+    def on(self, problem: Problem) -> Objective:
+        """Return the same objective for the same model elsewhere."""
+        return replace(self, problem=problem)
+
+
+def read_batches(problem: Problem, data: Any) -> Iterator[Batch]:
+    """Yield the batches of `data` as the problem reads them."""
+    if isinstance(problem, ReadsData):
+        return problem.batches(data)
+    return (problem.batch(pair) for pair in data)
+
+
+def validate(problem: Problem, batch: Batch, where: str) -> None:
+    """Ask the problem to check the values of `batch`, if it can."""
+    if isinstance(problem, Validates):
+        problem.validate(batch, where)
+
+
+def weight_of(batch: Batch) -> float:
+    """Return the sum of the weights of the points."""
+    if batch.weights is None:
+        return float(batch.size)
+    return read_float(namespace(batch.weights).sum(batch.weights))
+
+
+def _check_iterable(data: Any) -> None:
+    try:
+        again = iter(data)
+    except TypeError:
+        raise DataTypeError(
+            f"`fit(data)` needs an iterable of (x, y) batches; got {type(data).__name__}. "
+            "Pass a DataLoader or a list of (x, y) pairs."
+        ) from None
+    if again is data:
+        raise DataTypeError(
+            f"`fit(data)` needs data that can be iterated again; got {type(data).__name__}, "
+            "which is used up after one pass. Pass a DataLoader, or `list(...)` of it."
+        )

@@ -1,0 +1,154 @@
+"""What a backend supplies: one model and loss, seen through derivatives.
+
+Letters for shapes, here and everywhere: `n` points, `m` test points, `k` vectors, `d` parameters
+of a block, `p` all parameters. Vectors are rows: `k` vectors in a block are `(k, d)`. Columns follow
+`names`; inside a parameter they are row-major.
+
+`Problem` is what every method may count on. Each further ability is a protocol of its own, found
+by `isinstance` and asked for by name when it is missing: no solver adds a method to `Problem`.
+
+Everything that leaves a backend is detached, fresh (no alias of a parameter or of an input) and in
+the namespace, dtype and device of `Problem.reference`. Nothing it does changes the user's model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+Array: TypeAlias = Any
+"""An array of any library that follows the array API standard."""
+
+Tree: TypeAlias = Any
+"""An `Array`, or a dict, tuple or list of trees."""
+
+
+class Batch(Protocol):
+    """Some points, checked and on the model's device."""
+
+    @property
+    def size(self) -> int:
+        """Number of points `n`."""
+        ...
+
+    @property
+    def weights(self) -> Array | None:
+        """Weights `(n,)` of the points in the objective; None means ones."""
+        ...
+
+    def __getitem__(self, points: slice) -> Batch:
+        """Return the points of a slice along the first axis."""
+        ...
+
+
+class Problem(Protocol):
+    """The loss of one model at its present parameters, seen through derivatives.
+
+    `ℓᵢ` is the loss of point `i` alone. A backend for a new framework implements this class and
+    nothing else; `influence_core.testing` holds it against closed forms.
+    """
+
+    @property
+    def reference(self) -> Array:
+        """A parameter: carries the namespace, dtype and device of every answer."""
+        ...
+
+    @property
+    def parameters(self) -> Mapping[str, tuple[int, ...]]:
+        """Name to shape of every differentiable parameter, in the model's order."""
+        ...
+
+    def batch(self, data: Any) -> Batch:
+        """Check one `(x, y)` pair and bring it to the device."""
+        ...
+
+    def gradients(self, batch: Batch, names: Sequence[str]) -> Array:
+        """Return the per-sample gradients `∇ℓᵢ`, `(n, d)`."""
+        ...
+
+    def gradient_products(self, batch: Batch, v: Array, names: Sequence[str]) -> Array:
+        """Return `v · gradientsᵀ`, `(k, n)`, without holding `(n, d)` where that is possible."""
+        ...
+
+    def gradient_combinations(self, batch: Batch, w: Array, names: Sequence[str]) -> Array:
+        """Return `w · gradients`, `(k, d)`, for `w` of shape `(k, n)`."""
+        ...
+
+    def hessian_product(self, batch: Batch, v: Array, names: Sequence[str]) -> Array:
+        """Return `v · ∇²(mean ℓ over the batch)`, `(k, d)`, all `k` vectors in one pass.
+
+        Where the batch has weights, the mean is the weighted one.
+        """
+        ...
+
+    def mixed_gradient_products(self, batch: Batch, v: Array, names: Sequence[str]) -> Tree:
+        """Return `∇ₓ⟨v, ∇θℓᵢ⟩`, `(k, n, *x.shape[1:])`; a tree of those where `x` is a tree."""
+        ...
+
+
+@runtime_checkable
+class ReadsData(Protocol):
+    """Reads an iterable of batches itself (to restore random state, say)."""
+
+    def batches(self, data: Any) -> Iterator[Batch]:
+        """Yield one checked batch for each `(x, y)` pair of `data`."""
+        ...
+
+
+@runtime_checkable
+class Validates(Protocol):
+    """Makes the expensive checks of a batch: finite values, the contract of the loss."""
+
+    def validate(self, batch: Batch, where: str) -> None:
+        """Raise if the batch cannot be used; asked once for every batch that a user passes.
+
+        `where` names the argument in the message, such as ``"fit(data), batch 3"``.
+        """
+        ...
+
+
+@runtime_checkable
+class Movable(Protocol):
+    """Can be moved to another device."""
+
+    def to(self, device: Any) -> Problem:
+        """Return the same problem on `device`."""
+        ...
+
+
+@runtime_checkable
+class HandsOver(Protocol):
+    """Changes an answer on its way to the user (to the parameters' own dtype, say)."""
+
+    def hand_over(self, answer: Array) -> Array:
+        """Return the answer as the user shall see it."""
+        ...
+
+
+@runtime_checkable
+class LinearizesHessian(Protocol):
+    """Keeps the forward work of a Hessian product."""
+
+    def linearize(self, batch: Batch, names: Sequence[str]) -> Callable[[Array], Array]:
+        """Return `v ↦ hessian_product(batch, v, names)`, whose forward work is done."""
+        ...
+
+
+@runtime_checkable
+class GeneralizedGaussNewton(Protocol):
+    """Offers products with the generalised Gauss–Newton matrix (Schraudolph 2002)."""
+
+    def generalized_gauss_newton_product(
+        self, batch: Batch, v: Array, names: Sequence[str]
+    ) -> Array:
+        """Return `v · (1/n Σ Jᵢᵀ (∇²_f ℓᵢ) Jᵢ)`, `(k, d)`; `J` the Jacobian of the outputs."""
+        ...
+
+
+@runtime_checkable
+class HasPenalty(Protocol):
+    """Has a quadratic penalty that belongs to the objective."""
+
+    def penalty(self, names: Sequence[str]) -> Array:
+        """Return its diagonal second derivative, `(d,)`; every curvature includes it."""
+        ...

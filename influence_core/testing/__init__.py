@@ -1,0 +1,29 @@
+"""For authors of backends and methods: models whose derivatives are known in closed form.
+
+They run on any library that follows the array API standard and need no automatic differentiation::
+
+    from influence_core.testing import ClosedFormProblem, Logistic
+
+    problem = ClosedFormProblem(Logistic.random(4, 3))
+    batch = problem.batch((x, labels))
+    problem.gradients(batch, ["weight", "bias"])
+"""
+
+from influence_core.testing.backend import BACKEND
+from influence_core.testing.batch import ClosedFormBatch
+from influence_core.testing.losses import CrossEntropy, Loss, Squared
+from influence_core.testing.models import LeastSquares, Logistic, Model, TanhNetwork
+from influence_core.testing.problem import ClosedFormProblem
+
+__all__ = [
+    "BACKEND",
+    "ClosedFormBatch",
+    "ClosedFormProblem",
+    "CrossEntropy",
+    "LeastSquares",
+    "Logistic",
+    "Loss",
+    "Model",
+    "Squared",
+    "TanhNetwork",
+]
