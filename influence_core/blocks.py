@@ -130,7 +130,9 @@ def _number(value: Any, argument: str) -> float:
         number = float(value)
     except (TypeError, ValueError):
         number = math.nan
-    if isinstance(value, str | bool) or not (math.isfinite(number) and number >= 0):
+    refused = isinstance(value, str | bytes | bool) or "bool" in str(getattr(value, "dtype", ""))
+    scalar = getattr(value, "ndim", 0) == 0
+    if refused or not (scalar and math.isfinite(number) and number >= 0):
         raise RegularizationError(
             f"`{argument}` must be a finite number, zero or more (None is 0); got {value!r}."
         )

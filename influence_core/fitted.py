@@ -22,7 +22,7 @@ from influence_core.arrays import (
 from influence_core.blocks import Block
 from influence_core.curvature import Inverse, SolveReport, join_reports
 from influence_core.errors import CapabilityError, DataError, NonFiniteError
-from influence_core.objective import read_batches, validate
+from influence_core.objective import check_iterable, read_batches, validate
 from influence_core.problem import Array, Batch, HandsOver, Movable, Problem, Tree
 from influence_core.sources import GradientSource
 
@@ -112,17 +112,19 @@ class FittedInfluence:
         """Return `⟨(C + λI)⁻¹ ∇ℓᵢ, ∇ℓᵢ⟩`, `(N,)`, for the points of all batches of `data`.
 
         Raises:
+            DataTypeError: `data` is no iterable.
             DataError: `data` yields no batch.
         """
+        check_iterable(data, "self_influences(loader)")
         scores: list[Array] = []
         reports: list[Reports] = []
         for index, batch in enumerate(read_batches(self.problem, data), 1):
-            validate(self.problem, batch, f"self_influences(data), batch {index}")
+            validate(self.problem, batch, f"self_influences(loader), batch {index}")
             answers = [self._self_scores(batch, b, regularization[b.name]) for b in self.blocks]
             scores.append(sum((s for s, _ in answers[1:]), start=answers[0][0]))
             reports.append({b.name: r for b, (_, r) in zip(self.blocks, answers, strict=True)})
         if not scores:
-            raise DataError("`self_influences(data)` needs at least one batch; got none.")
+            raise DataError("`self_influences(loader)` needs at least one batch; got none.")
         joined = {b.name: join_reports([r[b.name] for r in reports]) for b in self.blocks}
         return concatenate_trees(scores, axis=0), joined
 
@@ -130,7 +132,8 @@ class FittedInfluence:
         """Return the factors that a user passed, `(m, p)` or one for each block, by block.
 
         Raises:
-            DataError: they have another shape or other blocks than `influence_factors` returns.
+            DataError: they have another shape or other blocks than `influence_factors` returns, or
+                are not finite.
         """
         if isinstance(factors, Mapping):
             self._check_keys(factors, call)
@@ -203,6 +206,8 @@ class FittedInfluence:
                 f"`{call}` needs factors of shape (m, {size}); got {tuple(rows.shape)}. "
                 "Pass what `influence_factors` returned."
             )
+        if not read_flag(namespace(rows).all(namespace(rows).isfinite(rows))):
+            raise DataError(f"`{call}` needs finite factors; some are NaN or infinite.")
         return self.exchange.to_solver(rows)
 
 

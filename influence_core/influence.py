@@ -413,11 +413,16 @@ class Influence(InfluenceFunctionModel):
 
         Raises:
             NotFittedException: before `fit`.
-            OptionError: there are no regularisations.
+            OptionError: there are no regularisations, or not a sequence of them.
             RegularizationError: one of them is none.
         """
         fitted, _ = self._state()
         names = self.block_names
+        if isinstance(regularizations, str | Mapping) or not hasattr(regularizations, "__iter__"):
+            raise OptionError(
+                "`influences_over(regularizations, …)` needs a list of numbers or of mappings; "
+                f"got {regularizations!r}. For a single one, pass [{regularizations!r}]."
+            )
         each = [_by_name(make_regularization(value, names)) for value in regularizations]
         if not each:
             raise OptionError("`influences_over` needs at least one regularisation; got none.")

@@ -12,7 +12,7 @@ from typing import Any
 
 from influence_core.arrays import map_tree, namespace, read_float
 from influence_core.errors import DataError, DataTypeError
-from influence_core.problem import Batch, Problem, ReadsData, Tree, Validates
+from influence_core.problem import Array, Batch, Problem, ReadsData, Tree, Validates
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Objective:
             DataTypeError: `data` is no iterable, or can be iterated only once.
             DataError: there are no points, or some that cannot be used.
         """
-        _check_iterable(data)
+        _check_repeatable(data)
         points, weight = 0, 0.0
         for index, batch in enumerate(read_batches(problem, data), 1):
             validate(problem, batch, f"fit(data), batch {index}")
@@ -70,9 +70,12 @@ class Objective:
                 f"this pass {seen}. Pass an iterable that starts afresh, such as a list."
             )
 
-    def share(self, batch: Batch) -> float:
-        """Return the part of the objective's weight that `batch` has."""
-        return weight_of(batch) / self.weight
+    def share(self, batch: Batch) -> Array | float:
+        """Return the part of the objective's weight that `batch` has, 0-d where it has weights."""
+        if batch.weights is None:
+            return batch.size / self.weight
+        xp = namespace(batch.weights)  # the sum stays on the device: a pass is not to stop it
+        return xp.astype(xp.sum(batch.weights), self.problem.reference.dtype) / self.weight
 
     def reduce(self, per_batch: Callable[[Batch], Tree]) -> Tree:
         """Return the mean over the data of `per_batch`, itself a mean over the batch's points."""
@@ -108,15 +111,21 @@ def weight_of(batch: Batch) -> float:
     return read_float(namespace(batch.weights).sum(batch.weights))
 
 
-def _check_iterable(data: Any) -> None:
-    try:
-        again = iter(data)
-    except TypeError:
+def check_iterable(data: Any, call: str) -> None:
+    """Raise `DataTypeError` unless `data` can be iterated; `call` names it in the message.
+
+    It is not tried: to start an iteration moves a DataLoader's random state, or starts workers.
+    """
+    if not (hasattr(type(data), "__iter__") or hasattr(type(data), "__getitem__")):
         raise DataTypeError(
-            f"`fit(data)` needs an iterable of (x, y) batches; got {type(data).__name__}. "
+            f"`{call}` needs an iterable of (x, y) batches; got {type(data).__name__}. "
             "Pass a DataLoader or a list of (x, y) pairs."
-        ) from None
-    if again is data:
+        )
+
+
+def _check_repeatable(data: Any) -> None:
+    check_iterable(data, "fit(data)")
+    if hasattr(type(data), "__next__"):
         raise DataTypeError(
             f"`fit(data)` needs data that can be iterated again; got {type(data).__name__}, "
             "which is used up after one pass. Pass a DataLoader, or `list(...)` of it."

@@ -1,8 +1,8 @@
 """What a backend supplies: one model and loss, seen through derivatives.
 
 Letters for shapes, here and everywhere: `n` points, `m` test points, `k` vectors, `d` parameters
-of a block, `p` all parameters. Vectors are rows: `k` vectors in a block are `(k, d)`. Columns follow
-`names`; inside a parameter they are row-major.
+of a block, `p` all parameters. Vectors are rows: `k` vectors in a block are `(k, d)`. Columns
+follow `names`; inside a parameter they are row-major.
 
 `Problem` is what every method may count on. Each further ability is a protocol of its own, found
 by `isinstance` and asked for by name when it is missing: no solver adds a method to `Problem`.

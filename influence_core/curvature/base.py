@@ -96,19 +96,23 @@ class Curvature(ABC):
 
     @final
     def diagonal(self, samples: int, seed: int) -> Array:
-        """Return the diagonal of `C`, `(d,)`, exactly where it is known, else estimated.
+        """Return the diagonal of `C`, `(d,)`, exactly where it is known, else estimated; one pass.
 
         The estimate is the mean of `z ⊙ Cz` over random signs `z` (Bekas, Kokiopoulou and Saad, An
         estimator for the diagonal of a matrix, 2007).
         """
-        known = self.objective.reduce(self.batch_diagonal)
-        if known is None:
-            signs = rademacher_rows(seed, samples, self.block.size, self.reference)
-            xp = namespace(signs)
-            return self._finite(xp.mean(signs * self.product(signs), axis=0))
-        penalty = self._penalty()
-        known = known if penalty is None else known + penalty
-        return self._finite(self.exchange.to_solver(known))
+        signs = rademacher_rows(seed, samples, self.block.size, self.problem.reference)
+        xp = namespace(signs)
+
+        def of_batch(batch: Batch) -> Array:
+            known = self.batch_diagonal(batch)
+            if known is not None:
+                return known
+            return xp.mean(signs * self.batch_product(batch, signs), axis=0)
+
+        diagonal, penalty = self.objective.reduce(of_batch), self._penalty()
+        diagonal = diagonal if penalty is None else diagonal + penalty
+        return self._finite(self.exchange.to_solver(diagonal))
 
     def on(self, problem: Problem, exchange: Exchange) -> Curvature:
         """Return the same curvature for the same model on another device."""

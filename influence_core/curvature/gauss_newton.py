@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from influence_core.arrays import namespace
+from influence_core.arrays import masked_reciprocal, namespace
 from influence_core.curvature.base import Curvature, Product
 from influence_core.problem import Array, Batch
 
@@ -40,4 +40,5 @@ def _shares(batch: Batch, like: Array) -> Array:
     if batch.weights is None:
         return 1.0 / batch.size
     weights = namespace(like).astype(batch.weights, like.dtype)
-    return weights / namespace(like).sum(weights)
+    total = namespace(like).sum(weights)
+    return weights * masked_reciprocal(total, total > 0)  # a batch of weight zero adds nothing

@@ -7,6 +7,7 @@ an exponential family in its natural parameters.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import cast
 
 from influence_core.curvature.base import Curvature
@@ -15,6 +16,7 @@ from influence_core.problem import Array, Batch
 from influence_core.problem import GeneralizedGaussNewton as OffersProduct
 
 
+@dataclass(frozen=True)
 class GeneralizedGaussNewton(Curvature):
     """`1/N Σ Jᵢᵀ (∇²_f ℓᵢ) Jᵢ`: positive semi-definite where the loss is convex in the outputs."""
 

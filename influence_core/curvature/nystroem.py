@@ -5,8 +5,10 @@ Frangella, Tropp and Udell, Randomized Nyström preconditioning, SIAM J. Matrix 
 
 The recipe is for positive semi-definite `C`. On an indefinite one the core `ΩᵀCΩ` has negative
 eigenvalues, and small positive ones beside them that blow up in the pseudo-inverse. Both betray
-themselves: for `C ⪰ 0` every unit vector `w` satisfies `‖CΩw‖² ≤ ‖C‖ wᵀ(ΩᵀCΩ)w`. Directions of the
-core that break this are left out.
+themselves. Let `V` be an orthonormal basis of the range of `CΩ`. For `C ⪰ 0` the approximation is
+`0 ⪯ C_nys ⪯ C`, hence `‖C_nys‖ ≤ ‖VᵀC‖ ≤ ‖C‖`, and every unit vector `w` satisfies
+`‖CΩw‖² ≤ ‖VᵀC‖ wᵀ(ΩᵀCΩ)w`. Directions of the core that break this are left out, and no eigenvalue
+above `‖VᵀC‖` is returned, whatever `C` is.
 """
 
 from __future__ import annotations
@@ -22,16 +24,15 @@ from influence_core.arrays import (
     from_host,
     namespace,
     normal_rows,
+    read_flag,
     row_norms,
     singular_value_decomposition,
     symmetrize,
     to_host,
 )
 from influence_core.curvature.base import Product
+from influence_core.errors import NonFiniteError
 from influence_core.problem import Array
-
-# ‖C‖ is known from the sketch only up to a factor; for C ⪰ 0 the sketch sees at least this part
-_SEEN = 0.1
 
 
 @dataclass(frozen=True)
@@ -55,36 +56,45 @@ def nystroem_sketch(
     """Return the eigenpairs of the Nyström approximation of `C`, at most `rank` of them.
 
     Args:
-        product: `v ↦ v · C`; called once, with `rank` rows.
+        product: `v ↦ v · C`; called twice, with `rank` rows.
         size: the number `d` of rows of `C`.
         rank: the number of random directions; cut to `size`.
         seed: of the Gaussian test matrix.
         reference: an array in the library, dtype and device of the answer.
+
+    Raises:
+        NonFiniteError: a product is NaN or infinite.
     """
     xp = namespace(reference)
     rank = min(rank, size)
     tests, _ = xp.linalg.qr(xp.matrix_transpose(normal_rows(seed, rank, size, reference)))
     tests = xp.matrix_transpose(tests)
     images = product(tests)
+    if not read_flag(xp.all(xp.isfinite(images))):
+        raise NonFiniteError(
+            "products with the curvature are NaN or infinite. Look for points where the loss has "
+            "no second derivative, or use float64."
+        )
+    _, _, basis = singular_value_decomposition(images)
+    _, stretches, _ = singular_value_decomposition(product(basis))
+    bound = float(to_host(stretches).max())  # ‖VᵀC‖
     values, directions = eigh(symmetrize(images @ xp.matrix_transpose(tests)))
     turned = directions @ images  # (CΩw)ᵀ for every eigenvector w of the core
     core = to_host(values).astype(np.float64)
     norms = to_host(row_norms(turned)).astype(np.float64)
-    keep, clipped = _semidefinite_part(core, norms, epsilon(reference))
+    keep, clipped = _semidefinite_part(core, norms, bound, epsilon(reference))
     scales = np.where(keep, 1.0 / np.sqrt(np.where(keep, core, 1.0)), 0.0)
     root = turned * from_host(scales, reference)[:, None]  # C_nys = rootᵀ root
     _, singular, vectors = singular_value_decomposition(root)
-    squares = to_host(singular).astype(np.float64) ** 2
+    squares = np.minimum(to_host(singular).astype(np.float64) ** 2, bound)
     count = int((squares > epsilon(reference) * squares.max(initial=0.0)).sum())
     return NystroemSketch(squares[:count], vectors[:count, :], clipped)
 
 
 def _semidefinite_part(
-    core: npt.NDArray[np.float64], norms: npt.NDArray[np.float64], eps: float
+    core: npt.NDArray[np.float64], norms: npt.NDArray[np.float64], bound: float, eps: float
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float64]]:
     """Return which directions of the core to keep, and the eigenvalues clipped as indefinite."""
-    scale = max(np.abs(core).max(), norms.max())
-    rounding = eps * core.size * scale
-    consistent = norms**2 <= scale / _SEEN * np.maximum(core, 0.0)
-    keep = (core > rounding) & consistent
-    return keep, core[~consistent & (norms > np.sqrt(eps) * scale)]
+    rounding = eps * core.size * bound
+    consistent = norms**2 <= 2.0 * bound * np.maximum(core, rounding)  # twice: they are rounded
+    return (core > rounding) & consistent, core[~consistent]

@@ -60,23 +60,23 @@ class SpectralInverse(Inverse):
         """
         weights = self._weights(regularization)
         answer = spectral_product(self.vectors, weights, 0.0, rows)
-        residual = rows - answer @ self.matrix - answer * regularization
-        return Solution(answer, closed_form_report(to_host(row_norms(residual))))
+        return Solution(answer, self._report(rows, answer, regularization))
 
     def scores_over(
         self, left: GradientSource, right: GradientSource, regularizations: Sequence[float]
     ) -> tuple[Array, list[SolveReport]]:
         """Return the scores for every λ, `(r, m, n)`; each gradient is rotated once."""
-        columns = namespace(self.vectors).matrix_transpose(self.vectors)
-        a, b = left.rows() @ columns, right.rows() @ columns
-        xp = namespace(a, b)
-        bt = xp.matrix_transpose(b)
+        xp = namespace(self.vectors)
+        swap = right.size < left.size  # the smaller side is the one that is solved
+        rows, others = (right.rows(), left.rows()) if swap else (left.rows(), right.rows())
+        columns = xp.matrix_transpose(self.vectors)
+        turned, turned_others = rows @ columns, xp.matrix_transpose(others @ columns)
         scores, reports = [], []
         for regularization in regularizations:
-            solved = a * from_host(self._weights(regularization), a)
-            residual = a - solved * from_host(self.values + regularization, a)
-            scores.append(solved @ bt)
-            reports.append(closed_form_report(to_host(row_norms(residual))))
+            solved = turned * from_host(self._weights(regularization), turned)
+            products = solved @ turned_others
+            scores.append(xp.matrix_transpose(products) if swap else products)
+            reports.append(self._report(rows, solved @ self.vectors, regularization))
         return xp.stack(scores), reports
 
     def on(self, problem: Problem, exchange: Exchange) -> SpectralInverse:
@@ -107,6 +107,10 @@ class SpectralInverse(Inverse):
                 f"{-self.values.min():.2g}, or second_order_mode='generalized_gauss_newton'."
             )
         return 1.0 / damped
+
+    def _report(self, rows: Array, answer: Array, regularization: float) -> SolveReport:
+        residual = rows - answer @ self.matrix - answer * regularization
+        return closed_form_report(to_host(row_norms(residual)))
 
     def _shifted(self, regularization: float) -> str:
         block = f" of block {self.block!r}" if self.block else ""

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from influence_core.arrays import Exchange, device, from_host, namespace, row_norms, to_host
 from influence_core.curvature import Curvature, Inverse, Solution, SolveReport
-from influence_core.errors import ConvergenceWarning, OptionError
+from influence_core.errors import ConvergenceWarning, NonFiniteError, OptionError
 from influence_core.methods.base import Method, check_positive_integer
 from influence_core.methods.krylov import (
     Iterate,
@@ -71,7 +71,8 @@ class Cg(Method):
         """Check the settings."""
         for name in ("rtol", "atol"):
             value = getattr(self, name)
-            if not (isinstance(value, float | int | np.number) and 0 <= value < math.inf):
+            number = isinstance(value, float | int | np.number) and not isinstance(value, bool)
+            if not (number and 0 <= value < math.inf):
                 raise OptionError(f"`{name}` must be a finite number, zero or more; got {value!r}.")
         if self.maxiter is not None:
             check_positive_integer("maxiter", self.maxiter, "or None for 10·d steps")
@@ -102,6 +103,9 @@ class CgInverse(Inverse):
 
         Warns:
             ConvergenceWarning: a row has not converged, or met negative curvature.
+
+        Raises:
+            NonFiniteError: the norm of a row, or of a residual, is NaN or infinite.
         """
         system = self._system(rows, regularization)
         with self._progress_bar() as bar:
@@ -122,7 +126,7 @@ class CgInverse(Inverse):
     def _system(self, rows: Array, regularization: float) -> LinearSystem:
         linearize = self.settings.precompute_grad
         product = self.curvature.linearized() if linearize else self.curvature.product
-        norms = to_host(row_norms(rows)).astype(np.float64)
+        norms = _finite(to_host(row_norms(rows)), "right-hand side").astype(np.float64)
         tolerances = np.maximum(self.settings.rtol * norms, self.settings.atol)
         return LinearSystem(
             lambda v: product(v) + v * regularization,
@@ -144,7 +148,7 @@ class CgInverse(Inverse):
             part = iterate(system, start, self._maxiter - state.steps, StopWatch(bar))
             rows = state.rows + part.rows
             residual = b - system.product(rows)
-            norms = to_host(row_norms(residual))
+            norms = _finite(to_host(row_norms(residual)), "residual")
             helped = pending & (norms < state.norms / 2)
             state = state.after(part, rows, norms)
             pending = helped & (norms > tolerances) & np.logical_not(state.negative)
@@ -195,6 +199,15 @@ class _State:
             converged=converged,
             negative_curvature=np.zeros(shape, np.bool_) | self.negative,
         )
+
+
+def _finite(norms: npt.NDArray[Any], what: str) -> npt.NDArray[Any]:
+    if not np.isfinite(norms).all():
+        raise NonFiniteError(
+            f"CG: the norm of a {what} is NaN or infinite. Look for points whose gradients or "
+            "second derivatives are not finite or very large, or use float64."
+        )
+    return norms
 
 
 def _on_device(mask: npt.NDArray[np.bool_], like: Array) -> Array:

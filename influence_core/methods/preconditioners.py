@@ -91,7 +91,7 @@ class NystroemPreconditioner(Preconditioner):
     the given rank, `λ_r` the smallest of them. The one to take for a small residual at small λ.
 
     Attributes:
-        rank: number of random directions; `fit` spends one pass with as many products.
+        rank: number of random directions; `fit` spends two passes with as many products.
 
     Raises:
         OptionError: `rank` is less than one.

@@ -53,6 +53,12 @@ class Library:
         """Relative error that a short computation may have."""
         return 1e-10 if self.dtype == "float64" else 1e-4
 
+    def accuracy(self, regularization: float = 1.0) -> float:
+        """Relative error that an answer may have: what the contract of the numbers allows."""
+        if self.dtype == "float64":
+            return 1e-8
+        return 1e-4 if regularization >= 1e-2 else 1e-3
+
     def array(self, host: npt.ArrayLike) -> Any:
         """Hand numbers to the library: floating-point ones in `dtype`, others as they are."""
         host = np.array(host)
@@ -98,6 +104,7 @@ def _parameter(library: Library) -> Any:
 
 
 NUMPY = Library("numpy", "numpy")
+NUMPY_FLOAT32 = Library("numpy-float32", "numpy", dtype="float32")
 READ_ONLY = Library("numpy-read-only", "numpy", writable=False)
 STRICT = Library("array-api-strict", "array_api_strict")
 STRICT_DEVICE = Library("array-api-strict-device1", "array_api_strict", device="device1")

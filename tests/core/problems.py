@@ -2,7 +2,7 @@
 
 setting = make_setting("tanh_squared", library)
 problem = setting.problem()
-Influence(setting.model, …).fit(setting.loader(5)).influences(*setting.test(4), *setting.train)
+fitted(setting, Direct(), regularization=0.1).influences(*setting.test(4), *setting.train)
 setting.oracle().influences(*setting.host_test(4), *setting.host_train, regularization=0.1)
 """
 
@@ -13,10 +13,18 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 from namespaces import NUMPY, Library
 from oracle import Oracle
 
-from influence_core.testing import ClosedFormProblem, LeastSquares, Logistic, TanhNetwork
+from influence_core import Cg, Direct, Influence, Method
+from influence_core.testing import (
+    BACKEND,
+    ClosedFormProblem,
+    LeastSquares,
+    Logistic,
+    TanhNetwork,
+)
 
 N = 23
 FEW, MANY = 4, 31
@@ -26,6 +34,29 @@ INPUTS, HIDDEN, OUTPUTS = 4, 5, 3
 # definite; that of logistic regression after any λ > 0 (the softmax ignores a common shift).
 CONVEX_KINDS = ("least_squares", "logistic")
 KINDS = (*CONVEX_KINDS, "tanh_squared", "tanh_cross_entropy")
+CURVATURES = ("hessian", "gauss_newton", "generalized_gauss_newton")
+REGULARIZATIONS = (1e-3, 1e-2, 1e-1)
+
+# What conjugate gradient is for: `C + λI` is positive definite.
+DEFINITE = [
+    (kind, curvature)
+    for kind in KINDS
+    for curvature in CURVATURES
+    if kind in CONVEX_KINDS or curvature != "hessian"
+]
+
+# One of each kind, for the tests that run on every library.
+REPRESENTATIVE = [
+    ("least_squares", "hessian"),
+    ("logistic", "hessian"),
+    ("tanh_squared", "gauss_newton"),
+    ("tanh_cross_entropy", "generalized_gauss_newton"),
+]
+
+# `Direct` solves an indefinite system, and says that it is one: test_direct.py sees it do so.
+may_be_indefinite = pytest.mark.filterwarnings(
+    "ignore:.* is indefinite:influence_core.ConditioningWarning"
+)
 
 Pair = tuple[npt.NDArray[Any], npt.NDArray[Any]]
 
@@ -116,3 +147,24 @@ def make_setting(
     assert not positive_definite or kind in CONVEX_KINDS
     model = make_model(kind, library)
     return Setting(library, model, make_data(model.loss, N, seed=1))
+
+
+def influence(setting: Setting, method: Method = Direct(), **options: Any) -> Influence:  # noqa: B008
+    """Return an influence function model of the setting, not fitted yet."""
+    return Influence(setting.model, None, method, **{"backend": BACKEND, **options})
+
+
+def fitted(
+    setting: Setting,
+    method: Method = Direct(),  # noqa: B008 - immutable
+    *,
+    batch_size: int = 5,
+    **options: Any,
+) -> Influence:
+    """Return an influence function model that is fitted to the training points."""
+    return influence(setting, method, **options).fit(setting.loader(batch_size))
+
+
+def tight(library: Library = NUMPY, **options: Any) -> Cg:
+    """Return a `Cg` whose tolerance is near what the library's precision can reach."""
+    return Cg(**{"rtol": 1e-12 if library.dtype == "float64" else 1e-5, "atol": 0.0, **options})

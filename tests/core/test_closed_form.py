@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import oracle
 import pytest
-from namespaces import LIBRARIES, STRICT, STRICT_DEVICE
+from namespaces import STRICT, STRICT_DEVICE
 from problems import CONVEX_KINDS, FEW, HIDDEN, INPUTS, KINDS, OUTPUTS, N, make_data, make_setting
 
 from influence_core.errors import (
@@ -25,11 +25,6 @@ from influence_core.testing import BACKEND, ClosedFormProblem, LeastSquares, Tan
 
 VECTORS = 6
 WEIGHTS = np.linspace(0.0, 3.0, N)
-
-
-@pytest.fixture(params=LIBRARIES)
-def library(request):
-    return request.param
 
 
 @pytest.fixture(params=KINDS)

@@ -43,10 +43,13 @@ def block_conjugate_gradient(
     p, kept = orthonormal_rows(system.precondition(r))
     active = row_norms(b) > system.tolerances
     iterations = xp.zeros_like(xp.astype(active, xp.int32))
-    positive = xp.all(xp.ones_like(active))
+    positive = finite = xp.all(xp.ones_like(active))
     step = 0
     while step < maxiter:
         ap = system.product(p)
+        # decompositions raise or hang on NaN; a product of zeros ends the iteration instead
+        finite = xp.all(xp.isfinite(ap))
+        ap = xp.where(finite, ap, xp.zeros_like(ap))
         inverse, definite = _inverse(ap @ xp.matrix_transpose(p), kept)
         positive = positive & definite
         go = xp.astype(positive, b.dtype)
@@ -64,21 +67,20 @@ def block_conjugate_gradient(
             step, largest_ratio(norms, system.tolerances, pending)
         ):
             break
-    return Iterate(expand @ x, iterations, active & ~positive, step)
+    return Iterate(expand @ x, iterations, active & ~positive & finite, step)
 
 
 def compress(b: Array) -> tuple[Array, Array]:
     """Return `T`, `(k, r)`, and orthonormal rows `V`, `(r, d)`, with `b = T V` and `r = rank b`.
 
     Rows are scaled to one length first, so that a short right-hand side is not taken for rounding.
+    The row of `T` that belongs to a zero row of `b` is exactly zero.
     """
-    xp = namespace(b)
     norms = row_norms(b)
-    scales = xp.where(norms > 0, norms, xp.ones_like(norms))[:, None]
-    u, s, vt = singular_value_decomposition(b / scales)
+    u, s, vt = singular_value_decomposition(b * masked_reciprocal(norms, norms > 0)[:, None])
     values = to_host(s)
     count = max(int((values > epsilon(b) * max(b.shape) * values.max(initial=0.0)).sum()), 1)
-    return (scales * u * s)[:, :count], vt[:count, :]
+    return (norms[:, None] * u * s)[:, :count], vt[:count, :]
 
 
 def orthonormal_rows(rows: Array) -> tuple[Array, Array]:

@@ -10,7 +10,7 @@ from typing import Any
 from influence_core.arrays import namespace, read_float
 from influence_core.problem import Array
 
-_LONGEST_WAIT = 10
+_LONGEST_WAIT = 3
 
 
 @dataclass(frozen=True)
@@ -49,16 +49,16 @@ class StopWatch:
     """Decides in which steps the stop flag is read: reading stops an asynchronous device.
 
     The number that is read is the largest ratio of a residual to its tolerance. Its rate of descent
-    foretells the steps that are left; half of them pass before the next look, so that hardly a step
-    is done too many and the number of looks grows with the logarithm of the number of steps.
+    so far foretells the steps that are left; half of them, at most three, pass before the next
+    look. No more: conjugate gradient may end sooner than it foretold, and a step too many is a pass
+    over the data.
     """
 
     def __init__(self, progress: Any) -> None:
         """Start; `progress` is a tqdm bar that shows what is read."""
         self._progress = progress
         self._next = 1
-        self._step = 0
-        self._ratio = math.nan
+        self._first: tuple[int, float] | None = None
 
     def due(self, step: int) -> bool:
         """Tell whether the flag is to be read after `step` steps."""
@@ -67,15 +67,20 @@ class StopWatch:
 
     def look(self, step: int, ratio: float) -> bool:
         """Note what was read and tell whether to go on."""
-        self._progress.set_postfix_str(f"largest residual {ratio:.1e} x its tolerance")
-        self._next = step + self._wait(step, ratio)
-        self._step, self._ratio = step, ratio
+        text = f"largest residual {ratio:.1e} x its tolerance"
+        self._progress.set_postfix_str(text, refresh=False)
+        if self._first is None:
+            self._first = step, ratio
+        self._next = step + self._wait(step, ratio, *self._first)
         return ratio > 1.0
 
-    def _wait(self, step: int, ratio: float) -> int:
-        if not (1.0 < ratio < math.inf) or not ratio < self._ratio:
+    @staticmethod
+    def _wait(step: int, ratio: float, first_step: int, first: float) -> int:
+        if step == first_step or not (1.0 < ratio < math.inf):
             return 1
-        rate = math.log(self._ratio / ratio) / (step - self._step)
+        if ratio >= first:
+            return _LONGEST_WAIT
+        rate = math.log(first / ratio) / (step - first_step)
         return min(max(int(math.log(ratio) / rate / 2), 1), _LONGEST_WAIT)
 
 
