@@ -5,6 +5,7 @@
 the methods. Importing this package imports no machine-learning framework.
 """
 
+from influence_core.calls import InfluenceFunctionModel
 from influence_core.curvature import SolveReport
 from influence_core.errors import (
     BackendConflictError,
@@ -31,7 +32,7 @@ from influence_core.errors import (
     SingularCurvatureError,
     UnsupportedInfluenceModeException,
 )
-from influence_core.influence import Influence, InfluenceFunctionModel
+from influence_core.influence import Influence
 from influence_core.methods import (
     Cg,
     Direct,

@@ -5,6 +5,7 @@ Everything that is asked after `fit` is answered here, block by block, for any r
 
 from __future__ import annotations
 
+import functools
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -51,6 +52,21 @@ class FittedInfluence:
         batch = self.problem.batch(data)
         validate(self.problem, batch, where)
         return batch
+
+    def sides(self, call: str, x_test: Any, y_test: Any, x: Any, y: Any) -> tuple[Batch, Batch]:
+        """Return the test and the training points; without the latter, the test points twice.
+
+        Raises:
+            DataError: only one of `x` and `y` was passed, or the points cannot be used.
+        """
+        if (x is None) != (y is None):
+            given, missing = ("y", "x") if x is None else ("x", "y")
+            raise DataError(
+                f"`{call}` needs both `x` and `y`, or neither (the test points then stand on both "
+                f"sides); got `{given}` without `{missing}`."
+            )
+        left = self.batch((x_test, y_test), f"{call}(x_test, y_test)")
+        return left, left if x is None else self.batch((x, y), f"{call}(…, x, y)")
 
     def factors(self, batch: Batch, regularization: Mapping[str, float]) -> tuple[ByBlock, Reports]:
         """Return `(C + λI)⁻¹ ∇ℓ`, `(n, d)` for each block, in the solver's library."""
@@ -148,6 +164,15 @@ class FittedInfluence:
             start += block.size
         return parts
 
+    def whole(self, shares: ByBlock) -> Tree:
+        """Return the sum of the shares of all blocks, handed over."""
+        first, *others = shares.values()
+        return self.hand_over(functools.reduce(lambda a, b: map_tree(_add, a, b), others, first))
+
+    def by_block(self, shares: ByBlock) -> ByBlock:
+        """Return the share of each block, handed over."""
+        return OrderedDict((name, self.hand_over(share)) for name, share in shares.items())
+
     def hand_over(self, answer: Tree) -> Tree:
         """Return an answer in the library, dtype and device of the model's parameters.
 
@@ -214,3 +239,7 @@ class FittedInfluence:
 def hand_over(problem: Problem, answer: Array) -> Array:
     """Return an answer as the backend wants the user to see it."""
     return problem.hand_over(answer) if isinstance(problem, HandsOver) else answer
+
+
+def _add(a: Array, b: Array) -> Array:
+    return namespace(a, b).add(a, b)

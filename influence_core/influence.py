@@ -1,19 +1,11 @@
-"""The entry point for any model, and the calls that all its forms share.
-
-Influence functions: Koh and Liang, Understanding black-box predictions via influence functions,
-ICML 2017. A score is `⟨(C + λI)⁻¹ ∇ℓ(test), ∇ℓ(train)⟩`. Where it is positive, the test loss rises
-when the training point is removed, by about score / N.
-"""
+"""The entry point for any model: a model, its loss and a method."""
 
 from __future__ import annotations
 
-import functools
-from abc import ABC, abstractmethod
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
-from influence_core.arrays import concatenate_trees, device, exchange_for, map_tree, namespace
+from influence_core.arrays import device, exchange_for
 from influence_core.blocks import (
     Block,
     BlockStructure,
@@ -21,230 +13,15 @@ from influence_core.blocks import (
     make_blocks,
     make_regularization,
 )
-from influence_core.curvature import SolveReport, make_curvature
-from influence_core.errors import DataError, NotFittedException, OptionError
-from influence_core.fitted import ByBlock, FittedInfluence, Reports, hand_over
+from influence_core.calls import InfluenceFunctionModel
+from influence_core.curvature import make_curvature
+from influence_core.errors import OptionError
+from influence_core.fitted import FittedInfluence, hand_over
 from influence_core.methods import Method
-from influence_core.modes import BlockMode, InfluenceMode, SecondOrderMode, parse_mode
+from influence_core.modes import BlockMode, SecondOrderMode, parse_mode
 from influence_core.objective import Objective
 from influence_core.plugins import BackendSpec, find_backend
-from influence_core.problem import Array, Batch, Problem, Tree
-
-_Model = TypeVar("_Model", bound="InfluenceFunctionModel")
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
-
-
-class InfluenceFunctionModel(ABC):
-    """The calls that every influence function model answers once it is fitted.
-
-    Letters: `n` training points, `m` test points, `p` parameters covered by the blocks. Answers are
-    in the library and dtype and on the device of the model's parameters, detached.
-    """
-
-    _report: Reports | None = None
-
-    @abstractmethod
-    def fit(self, data: Any) -> Self:
-        """Prepare everything that does not depend on a test point.
-
-        Args:
-            data: an iterable of `(x, y)` batches that can be iterated again, a DataLoader say.
-
-        Returns:
-            The instance.
-        """
-
-    @property
-    @abstractmethod
-    def is_fitted(self) -> bool:
-        """Whether `fit` has succeeded."""
-
-    @abstractmethod
-    def _state(self) -> tuple[FittedInfluence, dict[str, float]]:
-        """Return what `fit` prepared, and the regularisation of every block."""
-
-    @staticmethod
-    def fit_required(
-        method: Callable[Concatenate[_Model, _P], _R],
-    ) -> Callable[Concatenate[_Model, _P], _R]:
-        """Decorate a method so that it raises `NotFittedException` before `fit`."""
-
-        @functools.wraps(method)
-        def checked(self: _Model, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
-            if not self.is_fitted:
-                name = type(self).__name__
-                raise NotFittedException(
-                    f"`{name}.{method.__name__}` needs a fitted instance; this {name} is not. "
-                    "Call `fit(data)` with the training data first."
-                )
-            return method(self, *args, **kwargs)
-
-        return checked
-
-    @property
-    @fit_required
-    def report(self) -> SolveReport | dict[str, SolveReport] | None:
-        """How the last solve went: a `SolveReport`, a dict of them where there are several blocks.
-
-        None before the first solve. Up mode solves the smaller of the two sides: the entries of the
-        report are its points.
-        """
-        if self._report is None or len(self._report) > 1:
-            return self._report
-        return next(iter(self._report.values()))
-
-    @fit_required
-    def influence_factors(self, x: Any, y: Any) -> Array:
-        """Return `(C + λI)⁻¹ ∇θℓ(xⱼ, yⱼ)` for every point, `(n, p)`.
-
-        Args:
-            x: inputs, `(n, …)`, or a dict or tuple of such.
-            y: targets, `(n, …)`.
-
-        Raises:
-            NotFittedException: before `fit`.
-            DataError: the points cannot be used.
-        """
-        return concatenate_trees(list(self._factors(x, y, "influence_factors").values()), axis=1)
-
-    @fit_required
-    def influence_factors_by_block(self, x: Any, y: Any) -> OrderedDict[str, Array]:
-        """Return the columns of `influence_factors` of each block, `(n, d)`, by block name."""
-        return self._factors(x, y, "influence_factors_by_block")
-
-    @fit_required
-    def influences(
-        self,
-        x_test: Any,
-        y_test: Any,
-        x: Any = None,
-        y: Any = None,
-        mode: InfluenceMode | str = InfluenceMode.Up,
-    ) -> Tree:
-        """Return the influence of every training point on the loss at every test point.
-
-        Args:
-            x_test: test inputs, `(m, …)`, or a dict or tuple of such.
-            y_test: test targets, `(m, …)`.
-            x: training inputs, `(n, …)`; None puts the test points on both sides.
-            y: training targets, `(n, …)`; given exactly when `x` is.
-            mode: `Up`, to remove a training point, or `Perturbation`, to change its input.
-
-        Returns:
-            Up: `(m, n)`, entry `⟨(C + λI)⁻¹ ∇θℓ(test_i), ∇θℓ(train_j)⟩`. Positive: removing the
-            training point raises the test loss, by about entry / N.
-            Perturbation: `(m, n, *x.shape[1:])`, entry `⟨(C + λI)⁻¹ ∇θℓ(test_i), ∇ₓ∇θℓ(train_j)⟩`;
-            the same tree over its floating-point leaves where `x` is a dict or tuple.
-
-        Raises:
-            NotFittedException: before `fit`.
-            UnsupportedInfluenceModeException: an unknown `mode`.
-            DataError: the points cannot be used, or only one of `x` and `y` was passed.
-        """
-        fitted, shares = self._influences("influences", x_test, y_test, x, y, mode)
-        return fitted.hand_over(_sum(shares))
-
-    @fit_required
-    def influences_by_block(
-        self,
-        x_test: Any,
-        y_test: Any,
-        x: Any = None,
-        y: Any = None,
-        mode: InfluenceMode | str = InfluenceMode.Up,
-    ) -> OrderedDict[str, Tree]:
-        """Return the share of each block in `influences`; the shares sum to the whole."""
-        fitted, shares = self._influences("influences_by_block", x_test, y_test, x, y, mode)
-        return _handed_over(fitted, shares)
-
-    @fit_required
-    def influences_from_factors(
-        self, z_test_factors: Array, x: Any, y: Any, mode: InfluenceMode | str = InfluenceMode.Up
-    ) -> Tree:
-        """Return what `influences` does, from factors that `influence_factors` returned.
-
-        Args:
-            z_test_factors: factors of the test points, `(m, p)`.
-            x: training inputs, `(n, …)`.
-            y: training targets, `(n, …)`.
-            mode: as for `influences`.
-
-        Raises:
-            NotFittedException: before `fit`.
-            UnsupportedInfluenceModeException: an unknown `mode`.
-            DataError: the factors have the wrong shape, or the points cannot be used.
-        """
-        call = "influences_from_factors"
-        fitted, shares = self._influences_from_factors(call, z_test_factors, x, y, mode)
-        return fitted.hand_over(_sum(shares))
-
-    @fit_required
-    def influences_from_factors_by_block(
-        self,
-        z_test_factors: Mapping[str, Array],
-        x: Any,
-        y: Any,
-        mode: InfluenceMode | str = InfluenceMode.Up,
-    ) -> OrderedDict[str, Tree]:
-        """Return the share of each block, from what `influence_factors_by_block` returned."""
-        call = "influences_from_factors_by_block"
-        fitted, shares = self._influences_from_factors(call, z_test_factors, x, y, mode)
-        return _handed_over(fitted, shares)
-
-    @fit_required
-    def apply_inverse(self, rows: Array) -> Array:
-        """Return `(C + λI)⁻¹` of every row, `(k, p)`, for any rows over the covered parameters.
-
-        Raises:
-            NotFittedException: before `fit`.
-            DataError: the rows have the wrong shape.
-        """
-        fitted, regularization = self._state()
-        parts, self._report = fitted.solve(
-            fitted.split(rows, "apply_inverse(rows)"), regularization
-        )
-        return fitted.hand_over(concatenate_trees(list(parts.values()), axis=1))
-
-    @fit_required
-    def self_influences(self, loader: Any) -> Array:
-        """Return the influence of every point of `loader` on itself, `(N,)`, in its order.
-
-        Raises:
-            NotFittedException: before `fit`.
-            DataError: the points cannot be used, or there are none.
-        """
-        fitted, regularization = self._state()
-        scores, self._report = fitted.self_scores(loader, regularization)
-        return fitted.hand_over(scores)
-
-    def _factors(self, x: Any, y: Any, call: str) -> ByBlock:
-        fitted, regularization = self._state()
-        batch = fitted.batch((x, y), f"{call}(x, y)")
-        factors, self._report = fitted.factors(batch, regularization)
-        return _handed_over(fitted, factors)
-
-    def _influences(
-        self, call: str, x_test: Any, y_test: Any, x: Any, y: Any, mode: InfluenceMode | str
-    ) -> tuple[FittedInfluence, ByBlock]:
-        mode = parse_mode(InfluenceMode, mode, "mode")
-        fitted, regularization = self._state()
-        left, right = _sides(fitted, call, x_test, y_test, x, y)
-        if mode is InfluenceMode.Up:
-            shares, self._report = fitted.scores(left, right, regularization)
-            return fitted, shares
-        factors, self._report = fitted.factors(left, regularization)
-        return fitted, fitted.mixed_products(factors, right)
-
-    def _influences_from_factors(
-        self, call: str, factors: Any, x: Any, y: Any, mode: InfluenceMode | str
-    ) -> tuple[FittedInfluence, ByBlock]:
-        mode = parse_mode(InfluenceMode, mode, "mode")
-        fitted, _ = self._state()
-        rows = fitted.split(factors, f"{call}(z_test_factors, …)")
-        batch = fitted.batch((x, y), f"{call}(…, x, y)")
-        products = fitted.products if mode is InfluenceMode.Up else fitted.mixed_products
-        return fitted, products(rows, batch)
+from influence_core.problem import Array, Problem
 
 
 class Influence(InfluenceFunctionModel):
@@ -426,10 +203,10 @@ class Influence(InfluenceFunctionModel):
         each = [_by_name(make_regularization(value, names)) for value in regularizations]
         if not each:
             raise OptionError("`influences_over` needs at least one regularisation; got none.")
-        left, right = _sides(fitted, "influences_over", x_test, y_test, x, y)
+        left, right = fitted.sides("influences_over", x_test, y_test, x, y)
         scores, reports = fitted.scores_over(left, right, each)
         self._report = reports[-1]
-        return fitted.hand_over(_sum(scores))
+        return fitted.whole(scores)
 
     def _state(self) -> tuple[FittedInfluence, dict[str, float]]:
         assert self._fitted is not None  # every caller is decorated with fit_required
@@ -455,29 +232,3 @@ class Influence(InfluenceFunctionModel):
 def _by_name(regularization: dict[str, float] | float) -> dict[str, float]:
     assert isinstance(regularization, dict)  # make_regularization was given the names
     return regularization
-
-
-def _sides(
-    fitted: FittedInfluence, call: str, x_test: Any, y_test: Any, x: Any, y: Any
-) -> tuple[Batch, Batch]:
-    if (x is None) != (y is None):
-        given, missing = ("y", "x") if x is None else ("x", "y")
-        raise DataError(
-            f"`{call}` needs both `x` and `y`, or neither (the test points then stand on both "
-            f"sides); got `{given}` without `{missing}`."
-        )
-    left = fitted.batch((x_test, y_test), f"{call}(x_test, y_test)")
-    return left, left if x is None else fitted.batch((x, y), f"{call}(…, x, y)")
-
-
-def _handed_over(fitted: FittedInfluence, answer: ByBlock) -> ByBlock:
-    return OrderedDict((name, fitted.hand_over(share)) for name, share in answer.items())
-
-
-def _sum(shares: Mapping[str, Tree]) -> Tree:
-    first, *others = shares.values()
-    return functools.reduce(lambda a, b: map_tree(_add, a, b), others, first)
-
-
-def _add(a: Array, b: Array) -> Array:
-    return namespace(a, b).add(a, b)
