@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from influence_core.arrays import map_tree
 from influence_core.errors import DataError, DataTypeError
+
+_ONE_AT_A_TIME = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -90,10 +93,8 @@ class RandomStates:
         ]
         if torch.cuda.is_initialized():
             self._restorers.append((torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all()))
-        for owner in (loader, getattr(loader, "sampler", None)):
-            generator = getattr(owner, "generator", None)
-            if isinstance(generator, torch.Generator):
-                self._restorers.append((generator.set_state, generator.get_state()))
+        for generator in _generators(loader):
+            self._restorers.append((generator.set_state, generator.get_state()))
 
     def restore(self) -> None:
         """Put every generator back."""
@@ -102,13 +103,14 @@ class RandomStates:
 
 
 @contextmanager
-def untouched_random_state() -> Iterator[None]:
-    """Restore the global generators at the end."""
-    states = RandomStates()
-    try:
-        yield
-    finally:
-        states.restore()
+def untouched_random_state(loader: Any = None) -> Iterator[None]:
+    """Restore the generators at the end; one thread at a time, for they belong to the process."""
+    with _ONE_AT_A_TIME:
+        states = RandomStates(loader)
+        try:
+            yield
+        finally:
+            states.restore()
 
 
 def read_untouched(loader: Any) -> Iterator[Any]:
@@ -116,20 +118,25 @@ def read_untouched(loader: Any) -> Iterator[Any]:
 
     One pass over any DataLoader draws from torch's global generator; datasets may draw from others.
     """
-    outside = inside = RandomStates(loader)
-    iterator = None
+    iterator = inside = None
     while True:
-        try:
-            inside.restore()
+        with untouched_random_state(loader):
+            if inside is not None:
+                inside.restore()
             iterator = iter(loader) if iterator is None else iterator
-            item = next(iterator)
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
             inside = RandomStates(loader)
-        except StopIteration:
-            return
-        finally:
-            outside.restore()
         yield item
-        outside = RandomStates(loader)
+
+
+def _generators(loader: Any) -> list[torch.Generator]:
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    samplers = (getattr(loader, "sampler", None), getattr(batch_sampler, "sampler", None))
+    found = (getattr(owner, "generator", None) for owner in (loader, batch_sampler, *samplers))
+    return [generator for generator in found if isinstance(generator, torch.Generator)]
 
 
 def _lengths(tree: Any, path: str) -> list[int]:

@@ -55,7 +55,7 @@ class PointLosses:
     """The losses of points under a snapshot, differentiable in parameters and inputs.
 
     Attributes:
-        reduction: what the loss of a batch is; None until a batch of two or more was seen.
+        reduction: what the loss of a batch is; None until a batch of two or more could tell.
         bytes_per_point: memory that the forward pass keeps for a backward pass.
     """
 
@@ -118,26 +118,38 @@ class PointLosses:
             if self._route is None:
                 self._route = self._find_route(value, batch, where)
                 self.bytes_per_point = self._measure(batch)
-            points = self.vector(self.snapshot.parameters, batch)
-        reduction = _reduction(value, points, where)
-        if self.reduction not in (None, reduction):
+            points = self._points(value, batch, where)
+        possible = _reductions(value, points, self._precision(batch))
+        if self.reduction is not None:
+            possible &= {self.reduction}
+        if not possible:
             raise _neither(value, points, where)
-        self.reduction = reduction
+        if len(possible) == 1:
+            (self.reduction,) = possible
+
+    def _points(self, value: Tensor, batch: TorchBatch, where: str) -> Tensor:
+        try:
+            return self.vector(self.snapshot.parameters, batch)
+        except Exception:  # outputs that an earlier batch had along the points by chance only
+            self._route = self._find_route(value, batch, where)
+            return self.vector(self.snapshot.parameters, batch)
 
     def _evaluate(self, batch: TorchBatch, where: str) -> Tensor:
         value = self._batch_loss(batch, where)
-        if not isinstance(value, Tensor) or tuple(value.shape) not in {(), (1,), (batch.size,)}:
-            got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(type(value))
+        if not _is_loss(value, batch.size):
             raise LossError(
-                f"`{where}`: the loss must return a scalar, or one number a point; got {got} for "
-                f"{batch.size} points. Average over whatever else there is inside the loss."
+                f"`{where}`: the loss must return a scalar, or one number a point; got "
+                f"{_shown(value)} for {batch.size} points. Average over whatever else there is "
+                "inside the loss."
             )
         if not torch.isfinite(value).all():
             raise LossError(
                 f"`{where}`: the loss is NaN or infinite although the data is finite. Look at the "
                 "points where it is, or train the model with a smaller step."
             )
-        if self._route is None and not torch.equal(value, self._batch_loss(batch, where)):
+        if self._route is None and not _same(
+            value, self._batch_loss(batch, where), self._precision(batch)
+        ):
             raise ModelError(
                 f"`{where}`: the loss changes from one evaluation to the next, so it has no "
                 "derivative. Call `model.eval()`, and use no random operation in the model."
@@ -155,7 +167,7 @@ class PointLosses:
 
     def _find_route(self, value: Tensor, batch: TorchBatch, where: str) -> _Route:
         some = batch[: min(_COMPARED, batch.size)]
-        expected = self._along(_Route("point", "loop"), self.snapshot.parameters, some)
+        expected = self._by_definition(some, where)
         vector = [_Route("batch", "vector")] if value.shape == (batch.size,) else []
         for route in (*vector, *_ROUTES):
             try:
@@ -163,11 +175,23 @@ class PointLosses:
             except Exception as error:  # whatever vmap or a batch-bound loss cannot do
                 _LOGGER.info("the losses cannot be computed by %s: %s", route, error)
                 continue
-            if points.shape == (batch.size,) and _close(points[: some.size], expected):
+            if points.shape == (batch.size,) and _close(
+                points[: some.size], expected, self._precision(batch)
+            ):
                 if route.loss == "loop":
                     _LOGGER.info("the loss cannot be vmapped; its points are taken in a loop")
                 return route
         raise _neither(value, expected, where)  # the loop failed on a point: it has no own loss
+
+    def _by_definition(self, batch: TorchBatch, where: str) -> Tensor:
+        try:
+            return self._along(_Route("point", "loop"), self.snapshot.parameters, batch)
+        except Exception as error:
+            raise LossError(
+                f"`{where}`: loss(model(x), y) fails for a batch of one point: "
+                f"{type(error).__name__}: {error}. Every point needs a loss of its own: use no "
+                "statistics over the batch, and a loss with reduction='none'."
+            ) from error
 
     def _along(self, route: _Route, parameters: Mapping[str, Tensor], batch: TorchBatch) -> Tensor:
         if route.model == "point":
@@ -181,15 +205,23 @@ class PointLosses:
             route.loss,
         )
 
+    def _precision(self, batch: TorchBatch) -> torch.dtype:
+        """Return the shortest dtype that the loss may have gone through."""
+        inputs = [t.dtype for t in pytree.tree_leaves(batch.x) if t.is_floating_point()]
+        exact = self.snapshot.exact and all(dtype == torch.float64 for dtype in inputs)
+        return torch.float64 if exact else torch.float32
+
     def _measure(self, batch: TorchBatch) -> int:
         kept = 0
+        leaves = {n: p.detach().requires_grad_() for n, p in self.snapshot.parameters.items()}
+        weights = {p.untyped_storage().data_ptr() for p in leaves.values()}
 
         def count(tensor: Tensor) -> Tensor:
             nonlocal kept
-            kept += tensor.numel() * tensor.element_size()
+            if tensor.untyped_storage().data_ptr() not in weights:
+                kept += tensor.numel() * tensor.element_size()
             return tensor
 
-        leaves = {n: p.detach().requires_grad_() for n, p in self.snapshot.parameters.items()}
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
             self._loss(self.snapshot(leaves, batch.x), batch.y)
         return kept // batch.size
@@ -207,26 +239,31 @@ def _unsqueeze(tree: Any) -> Any:
     return pytree.tree_map(lambda t: t.unsqueeze(0) if isinstance(t, Tensor) else t, tree)
 
 
-def _reduction(value: Tensor, points: Tensor, where: str) -> Reduction:
+def _is_loss(value: Any, size: int) -> bool:
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return False
+    return tuple(value.shape) in {(), (1,), (size,)}
+
+
+def _reductions(value: Tensor, points: Tensor, precision: torch.dtype) -> set[Reduction]:
+    """Return all that the batch loss may be: mean and sum alike where all points lose nothing."""
     if value.ndim == 1 and value.shape == points.shape:
-        if _close(value, points):
-            return "none"
-        raise _neither(value, points, where)
-    mean, total, value = points.mean(), points.sum(), value.reshape(())
-    candidates = [
-        (float(abs(value - mean)), "mean", _close(value, mean)),
-        (float(abs(value - total)), "sum", _close(value, total)),
-    ]
-    _, nearest, close = min(candidates)
-    if not close:
-        raise _neither(value, points, where)
-    return "mean" if nearest == "mean" else "sum"
+        return {"none"} if _close(value, points, precision) else set()
+    candidates: dict[Reduction, Tensor] = {"mean": points.mean(), "sum": points.sum()}
+    return {name for name, expected in candidates.items() if _close(value, expected, precision)}
 
 
-def _close(a: Tensor, b: Tensor) -> bool:
+def _close(a: Tensor, b: Tensor, precision: torch.dtype) -> bool:
     # float32 losses carry the rounding of logits of size ten: absolute, not relative to the loss
-    rtol, atol = (1e-9, 1e-11) if a.dtype == torch.float64 else (1e-4, 1e-5)
+    exact = a.dtype == precision == torch.float64
+    rtol, atol = (1e-9, 1e-11) if exact else (1e-4, 1e-5)
     return bool(torch.allclose(a.reshape(b.shape), b, rtol=rtol, atol=atol))
+
+
+def _same(a: Tensor, b: Tensor, precision: torch.dtype) -> bool:
+    # not bit by bit: sums on a GPU may come in any order
+    rounding = 16 * max(torch.finfo(dtype).eps for dtype in (a.dtype, precision))
+    return torch.allclose(a, b, rtol=rounding, atol=rounding)
 
 
 def _neither(value: Tensor, points: Tensor, where: str) -> LossError:
@@ -240,7 +277,10 @@ def _neither(value: Tensor, points: Tensor, where: str) -> LossError:
 
 
 def _shapes(batch: TorchBatch) -> str:
-    def shown(tree: Any) -> Any:
-        return map_tree(lambda t: f"{tuple(t.shape)} {t.dtype}", tree)
+    return f"x is {map_tree(_shown, batch.x)}, y is {map_tree(_shown, batch.y)}"
 
-    return f"x is {shown(batch.x)}, y is {shown(batch.y)}"
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{tuple(value.shape)} {value.dtype}"
+    return type(value).__name__

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from influence_core.arrays import map_tree
-from influence_core.errors import DataTypeError
+from influence_core.errors import DataTypeError, ModelError
+from influence_core.methods.base import check_positive_integer
 from influence_torch.data import TorchBatch, check_finite, leaves, make_batch, read_untouched
 from influence_torch.kernels import twice_differentiable
 from influence_torch.losses import Loss, PointLosses
@@ -49,6 +50,7 @@ class TorchProblem:
         ModelError: the model cannot be copied or differentiated.
         DeviceError: its parameters lie on several devices.
         LossError: `loss` cannot be called.
+        OptionError: `max_memory` is no positive integer.
     """
 
     def __init__(
@@ -63,6 +65,8 @@ class TorchProblem:
         """Copy the model."""
         self._snapshot = Snapshot(model, forward, device)
         self._losses = PointLosses(self._snapshot, loss)
+        if max_memory is not None:
+            check_positive_integer("max_memory", max_memory, "or None for 1 GiB")
         self._memory = max_memory or _DEFAULT_MEMORY
         self._looped: set[str] = set()
         self._checked = False
@@ -92,7 +96,8 @@ class TorchProblem:
             self._snapshot.check()
             self._checked = True
         check_finite(batch, where)
-        self._losses.check(batch, where)
+        with self._kernels():
+            self._losses.check(batch, where)
 
     def to(self, device: Any) -> TorchProblem:
         """Return the same problem on `device`."""
@@ -177,6 +182,10 @@ class TorchProblem:
     ) -> Tensor:
         """Return `v · (1/n Σ Jᵢᵀ (∇²_f ℓᵢ) Jᵢ)`, `(k, d)`."""
         point, layout = self._point(batch, names)
+        if self._losses.reduction is None and batch.size > 1:  # the batch loss cannot stand in
+            points = [batch[i : i + 1] for i in range(batch.size)]
+            parts = [self.generalized_gauss_newton_product(one, v, names) for one in points]
+            return torch.stack(parts).mean(dim=0)
 
         def compute(transforms: Transforms) -> Tensor:
             chain = _gauss_newton_chain(transforms, self._losses, self._snapshot, point, batch)
@@ -240,19 +249,31 @@ class TorchProblem:
         """Compute with vmap, or in a loop where vmap cannot go."""
         with self._kernels():
             if name in self._looped:
-                return _detached(compute(_LOOPED))
+                return _in_a_loop(name, compute)
             try:
                 return _detached(compute(_VECTORIZED))
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:  # vmap has no one kind of error for what it cannot do
-                answer = _detached(compute(_LOOPED))
+                answer = _in_a_loop(name, compute)
                 self._looped.add(name)
                 _LOGGER.info("%s runs in a loop over points: vmap cannot (%s)", name, error)
                 return answer
 
     def _kernels(self) -> Any:
         return twice_differentiable(recurrent=self._snapshot.recurrent)
+
+
+def _in_a_loop(name: str, compute: Callable[[Transforms], _T]) -> _T:
+    try:
+        return _detached(compute(_LOOPED))
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, NotImplementedError) as error:
+        raise ModelError(
+            f"`{name}` of the model and loss fails: {type(error).__name__}: {error}. Every "
+            "operation needs a first and a second derivative; replace the one that has none."
+        ) from error
 
 
 def _gauss_newton_chain(
@@ -268,6 +289,11 @@ def _gauss_newton_chain(
         return _float_leaves(snapshot(parameters, batch.x))
 
     at = {name: t.detach() for name, t in outputs(point).items()}
+    if not at:
+        raise ModelError(
+            "second_order_mode='generalized_gauss_newton' needs a model whose output is a tensor, "
+            "or a dict or tuple of tensors. Unpack what it returns through `forward=`."
+        )
     structure = pytree.tree_map(
         lambda t: t.detach() if isinstance(t, Tensor) else t, snapshot(point, batch.x)
     )

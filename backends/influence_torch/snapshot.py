@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.weight_norm import WeightNorm
+from torch.utils import _pytree as pytree
 
-from influence_core.errors import DeviceError, ModelError
+from influence_core.errors import DeviceError, ModelError, OptionError
+from influence_torch.kernels import replace_kernels
 
 Forward = Callable[[nn.Module, Any], Any]
 
@@ -34,8 +37,11 @@ class Snapshot:
         Raises:
             ModelError: the module cannot be copied or differentiated.
             DeviceError: its parameters lie on several devices.
+            OptionError: `forward` cannot be called.
         """
         model = _checked(model)
+        if not callable(forward or _call):
+            raise OptionError(f"`forward` must be callable as forward(model, x); got {forward!r}.")
         wanted = {name for name, p in model.named_parameters() if p.requires_grad}
         if not wanted:
             raise ModelError(
@@ -43,10 +49,11 @@ class Snapshot:
                 "influence functions need at least one."
             )
         self._module = _copy(model)
+        replace_kernels(self._module)
         self._forward = forward or _call
         self._threads = threading.local()
         self.dtype = _common_dtype(dict(self._module.named_parameters()), wanted)
-        if self.dtype in _HALF:
+        if any(self._module.get_parameter(name).dtype in _HALF for name in wanted):
             self._module.float()
         if device is not None:
             self._module.to(device)
@@ -63,12 +70,19 @@ class Snapshot:
         return next(iter(self.parameters.values())).dtype
 
     @property
+    def exact(self) -> bool:
+        """Whether all parameters, frozen ones too, are float64."""
+        return all(p.dtype == torch.float64 for p in self._all_parameters.values())
+
+    @property
     def recurrent(self) -> bool:
         """Whether fused recurrent kernels, which have no second derivative, must be avoided."""
         return any(isinstance(module, nn.RNNBase) for module in self._module.modules())
 
     def __call__(self, parameters: Mapping[str, Tensor], x: Any) -> Any:
         """Return the model's output at `x` with some parameters replaced."""
+        # clones: a forward may write into its buffers and into its input
+        x = pytree.tree_map_only(Tensor, torch.clone, x)
         constants = {name: t.clone() for name, t in self._buffers.items()}
         tensors = {**constants, **self._all_parameters, **parameters}
         named = {f"module.{name}": tensor for name, tensor in tensors.items()}
@@ -113,6 +127,11 @@ class Snapshot:
     def _read(self, wanted: set[str]) -> None:
         named = {name: p.detach() for name, p in self._module.named_parameters()}
         devices = {str(p.device) for p in named.values()}
+        if "meta" in devices:
+            raise DeviceError(
+                "the model's parameters must hold numbers; some lie on the device 'meta'. "
+                "Load them first, with `model.to_empty(device=...)` and `load_state_dict` say."
+            )
         if len(devices) > 1:
             raise DeviceError(
                 f"the model's parameters must lie on one device; got {sorted(devices)}. "
@@ -158,11 +177,20 @@ def _checked(model: Any) -> nn.Module:
         )
     if not isinstance(model, nn.Module):
         raise ModelError(f"`model` must be a torch.nn.Module; got {type(model).__name__}.")
+    if any(isinstance(hook, WeightNorm) for m in model.modules() for hook in _pre_hooks(m)):
+        raise ModelError(
+            "torch.nn.utils.weight_norm has no right second derivative; "
+            "use torch.nn.utils.parametrizations.weight_norm."
+        )
     model = getattr(model, "_orig_mod", model)  # torch.compile wraps; vmap needs what is inside
     lazy = [n for n, p in model.named_parameters() if nn.parameter.is_lazy(p)]
     if lazy:
         raise ModelError(f"the parameters {lazy} have no shape yet. Call the model once first.")
     return model
+
+
+def _pre_hooks(module: nn.Module) -> Iterable[Any]:
+    return module._forward_pre_hooks.values()
 
 
 def _copy(model: nn.Module) -> nn.Module:
@@ -171,8 +199,7 @@ def _copy(model: nn.Module) -> nn.Module:
     except (RuntimeError, TypeError) as error:
         raise ModelError(
             f"`{type(model).__name__}` cannot be copied ({error}). Every tensor that it holds must "
-            "be a parameter or a buffer; replace torch.nn.utils.weight_norm by "
-            "torch.nn.utils.parametrizations.weight_norm."
+            "be a parameter or a buffer, or detached."
         ) from error
 
 

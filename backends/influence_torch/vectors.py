@@ -30,7 +30,7 @@ class Layout:
         sizes = [math.prod(shape) for shape in self.shapes.values()]
         parts = torch.split(rows, sizes, dim=-1)
         return {
-            name: part.reshape(*rows.shape[:-1], *shape)
+            name: part.reshape((*rows.shape[:-1], *shape))
             for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
         }
 
@@ -38,7 +38,7 @@ class Layout:
         """Lay tensors `(…, *shape)` side by side as `(…, d)`."""
         return torch.cat(
             [
-                tensors[name].reshape(*_leading(tensors[name], shape), -1)
+                tensors[name].reshape((*_leading(tensors[name], shape), -1))
                 for name, shape in self.shapes.items()
             ],
             dim=-1,

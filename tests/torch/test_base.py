@@ -1,0 +1,302 @@
+"""Subclassing, memory, threads, pickles, and the way through the plug-in registry."""
+
+import copy
+import logging
+import pickle
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from zoo import MODES, Case, classes, close, convex_case, mlp_case, normal, seeded
+
+import influence_core
+from influence_core import Cg, Direct
+from influence_core.errors import ModelError, OptionError
+from influence_torch import (
+    CgInfluence,
+    DirectInfluence,
+    InfluenceMode,
+    NotFittedException,
+    NystroemPreconditioner,
+    TorchInfluenceFunctionModel,
+    TorchProblem,
+)
+
+CASE = convex_case()
+TEST = CASE.part(0, 4)
+
+
+class Diagonal(TorchInfluenceFunctionModel):
+    """A user's method: the diagonal of the Hessian, damped."""
+
+    def __init__(self, model, loss, damping):
+        super().__init__(model, loss)
+        self.damping = damping
+        self.diagonal = None
+
+    @property
+    def is_fitted(self):
+        return self.diagonal is not None
+
+    def fit(self, data):
+        self.snapshot()
+        dense = Case(self.model, self.loss, *map(torch.cat, zip(*data, strict=True))).dense()
+        self.diagonal = dense.curvature().diagonal() + self.damping
+        return self
+
+    def solve_rows(self, rows):
+        return rows / self.diagonal
+
+    @TorchInfluenceFunctionModel.fit_required
+    def largest(self):
+        return self.diagonal.max()
+
+
+def test_what_is_abstract():
+    assert TorchInfluenceFunctionModel.__abstractmethods__ == {"fit", "is_fitted", "solve_rows"}
+    with pytest.raises(TypeError, match="abstract"):
+        TorchInfluenceFunctionModel(CASE.model, CASE.loss)
+    assert issubclass(DirectInfluence, TorchInfluenceFunctionModel)
+    assert issubclass(CgInfluence, TorchInfluenceFunctionModel)
+
+
+def test_a_method_of_a_user():
+    model = Diagonal(CASE.model, CASE.loss, 0.5)
+    for call in (lambda: model.influences(*TEST), lambda: model.largest()):
+        with pytest.raises(NotFittedException, match="Diagonal"):
+            call()
+    assert model.fit(CASE.loader()) is model
+    assert model.largest() == model.diagonal.max()
+    dense = CASE.dense()
+    left, right = dense.gradients(*TEST), dense.gradients(CASE.x, CASE.y)
+    factors = left / (dense.curvature().diagonal() + 0.5)
+    close(model.influence_factors(*TEST), factors)
+    close(model.influences(*TEST, CASE.x, CASE.y), factors @ right.T)
+    close(model.influences_by_block(*TEST)[""], factors @ left.T)
+    want = torch.movedim(dense.mixed(CASE.x, CASE.y) @ factors.T, -1, 0)
+    close(model.influences(*TEST, CASE.x, CASE.y, InfluenceMode.Perturbation), want)
+    close(model.influences_from_factors(factors, CASE.x, CASE.y, "perturbation"), want)
+    close(model.self_influences(CASE.loader()), (right**2 / model.diagonal).sum(1))
+
+
+def test_a_method_of_a_user_reads_the_parameters_at_fit():
+    module = seeded(lambda: nn.Linear(4, 3))
+    model = Diagonal(module, CASE.loss, 0.5).fit(CASE.loader())
+    before = model.influences(*TEST)
+    with torch.no_grad():
+        module.weight.mul_(2)
+    assert torch.equal(model.influences(*TEST), before)
+    assert not torch.allclose(model.fit(CASE.loader()).influences(*TEST), before)
+
+
+def test_solve_rows():
+    model = DirectInfluence(CASE.model, CASE.loss, 0.5).fit(CASE.loader())
+    rows = normal(3, 15, seed=8)
+    matrix = CASE.dense().curvature() + 0.5 * torch.eye(15, dtype=torch.float64)
+    close(model.solve_rows(rows), torch.linalg.solve(matrix, rows.T).T)
+
+
+@pytest.mark.parametrize("memory", [1, 10_000, 10**12])
+@pytest.mark.parametrize("mode", MODES)
+def test_memory_changes_no_number(memory, mode):
+    case = mlp_case()
+    options = {"mode": mode, "regularization": 1.0}
+    model = DirectInfluence(case.model, case.loss, 1.0, second_order_mode=mode, max_memory=memory)
+    model.fit(case.loader())
+    for influence in ("up", "perturbation"):
+        want = case.dense().influences(*case.part(0, 4), case.x, case.y, influence, **options)
+        close(model.influences(*case.part(0, 4), case.x, case.y, influence), want)
+
+
+@pytest.mark.parametrize("memory", [1, None])
+def test_chunks(memory, monkeypatch):
+    sizes = []
+    vmap = torch.func.vmap
+
+    def counting(fn, *arguments, chunk_size=None, **keywords):
+        if chunk_size is not None:
+            sizes.append(chunk_size)
+        return vmap(fn, *arguments, chunk_size=chunk_size, **keywords)
+
+    monkeypatch.setattr(torch.func, "vmap", counting)
+    case = mlp_case()
+    problem = TorchProblem(case.model, case.loss, max_memory=memory)
+    batch = problem.batch((case.x, case.y))
+    problem.gradients(batch, list(problem.parameters))
+    problem.hessian_product(batch, normal(3, 31), list(problem.parameters))
+    assert len(sizes) == 2
+    assert all(size == 1 if memory else size > 23 for size in sizes)
+
+
+def test_the_measured_memory_counts_activations_not_weights():
+    wide = nn.Sequential(nn.Linear(4, 1000), nn.Tanh(), nn.Linear(1000, 3)).double().eval()
+    problem = TorchProblem(wide, F.cross_entropy)
+    problem.validate(problem.batch(CASE.part(0, 2)), "here")
+    assert 8_000 <= problem._losses.bytes_per_point <= 32_000
+
+
+@pytest.mark.parametrize("kind", ["direct", "cg", "loop", "gru"])
+def test_threads(kind):
+    if kind == "loop":
+
+        class Branching(nn.Linear):
+            def forward(self, x):
+                return super().forward(x) if x.sum().item() < 1e9 else x
+
+        case = Case(seeded(lambda: Branching(4, 3)), F.cross_entropy, CASE.x, CASE.y)
+    elif kind == "gru":
+
+        class Recurrent(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.core, self.head = nn.GRU(4, 2, batch_first=True), nn.Linear(2, 3)
+
+            def forward(self, x):
+                return self.head(self.core(x)[0][:, -1])
+
+        case = Case(seeded(Recurrent), F.cross_entropy, normal(9, 3, 4), classes(9))
+    else:
+        case = CASE
+    solver = CgInfluence if kind == "cg" else DirectInfluence
+    model = solver(case.model, case.loss, 0.5, second_order_mode="gauss_newton")
+    model.fit(case.loader())
+    assert model.is_thread_safe
+    switches = torch.backends.mkldnn.enabled, torch.backends.cuda.flash_sdp_enabled()
+    queries = [case.part(i, i + 3) for i in range(6)] * 2
+    want = [model.influences(*query) for query in queries]
+    with ThreadPoolExecutor(4) as pool:
+        got = list(pool.map(lambda query: model.influences(*query), queries))
+    for a, b in zip(got, want, strict=True):
+        close(a, b, 1e-12)
+    assert switches == (torch.backends.mkldnn.enabled, torch.backends.cuda.flash_sdp_enabled())
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("solver", [DirectInfluence, CgInfluence])
+def test_pickles_and_copies(solver, mode):
+    keywords = {"preconditioner": NystroemPreconditioner(4)} if solver is CgInfluence else {}
+    options = {"regularization": 0.5, "second_order_mode": mode, **keywords}
+    loader = torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(CASE.x, CASE.y), 7, generator=torch.Generator()
+    )
+    model = solver(CASE.model, nn.CrossEntropyLoss(), **options)
+    want = model.fit(loader).influences(*TEST, CASE.x, CASE.y)
+    for again in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        assert again.is_fitted
+        assert torch.equal(again.influences(*TEST, CASE.x, CASE.y), want)
+        again.with_regularization(5.0)
+    assert torch.equal(model.influences(*TEST, CASE.x, CASE.y), want)
+
+
+def test_fit_returns_the_instance_and_reports():
+    model = CgInfluence(CASE.model, CASE.loss, 0.5)
+    assert model.fit(CASE.loader()) is model
+    assert model.report is None
+    model.influence_factors(*TEST)
+    assert model.report.iterations.shape == model.report.converged.shape == (4,)
+    by_block = CgInfluence(CASE.model, CASE.loss, 0.5, block_structure="parameter_wise")
+    by_block.fit(CASE.loader()).influences(*TEST)
+    assert list(by_block.report) == ["weight", "bias"]
+
+
+def test_not_converging_warns_or_logs(caplog):
+    model = CgInfluence(CASE.model, CASE.loss, 1e-3, 1e-10, 0.0, 2).fit(CASE.loader())
+    with pytest.warns(influence_core.ConvergenceWarning, match="2 steps"):
+        model.influence_factors(*TEST)
+    quiet = CgInfluence(
+        CASE.model, CASE.loss, 1e-3, 1e-10, 0.0, 2, warn_on_max_iteration=False
+    ).fit(CASE.loader())
+    with caplog.at_level(logging.DEBUG, "influence_core"):
+        quiet.influence_factors(*TEST)
+    assert "not converged" in caplog.text
+
+
+def test_progress(capsys):
+    CgInfluence(CASE.model, CASE.loss, 0.5, progress=True).fit(CASE.loader()).influences(*TEST)
+    assert "CG" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_core_finds_torch_by_the_type_of_the_model(mode):
+    for method, solver in ((Cg(), CgInfluence), (Direct(), DirectInfluence)):
+        found = influence_core.Influence(
+            CASE.model, CASE.loss, method, regularization=0.5, second_order_mode=mode
+        ).fit(CASE.loader())
+        named = influence_core.Influence(
+            CASE.model,
+            CASE.loss,
+            method,
+            regularization=0.5,
+            second_order_mode=mode,
+            backend="torch",
+        ).fit(CASE.loader())
+        want = solver(CASE.model, CASE.loss, 0.5, second_order_mode=mode).fit(CASE.loader())
+        want = want.influences(*TEST, CASE.x, CASE.y)
+        assert torch.equal(found.influences(*TEST, CASE.x, CASE.y), want)
+        assert torch.equal(named.influences(*TEST, CASE.x, CASE.y), want)
+
+
+def test_the_core_hands_options_on():
+    found = influence_core.Influence(
+        CASE.model, CASE.loss, Direct(), regularization=0.5, forward=lambda m, x: m(2 * x)
+    ).fit(CASE.loader())
+    want = Case(CASE.model, CASE.loss, CASE.x, CASE.y, lambda m, x: m(2 * x))
+    close(found.influences(*TEST), want.dense().influences(*TEST, regularization=0.5))
+
+
+def test_a_forward_that_fails():
+    model = DirectInfluence(CASE.model, CASE.loss, 0.5, forward=lambda m, x: m(x, x))
+    with pytest.raises(ModelError, match="fails"):
+        model.fit(CASE.loader())
+    with pytest.raises(OptionError, match="`forward`"):
+        DirectInfluence(CASE.model, CASE.loss, 0.5, forward=3).fit(CASE.loader())
+
+
+def python(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+
+def test_importing_the_package_imports_no_torch():
+    code = "import sys, influence_torch; dir(influence_torch); assert 'torch' not in sys.modules"
+    python(code)
+
+
+def test_light_names_need_no_torch():
+    python(
+        "import sys, influence_torch as t; t.BlockMode; t.NotFittedException;"
+        "t.NystroemPreconditioner; assert 'torch' not in sys.modules"
+    )
+
+
+WITHOUT_TORCH = """
+import sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "torch":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Blocker())
+import influence_torch
+for name in ("DirectInfluence", "CgInfluence", "TorchInfluenceFunctionModel", "TorchProblem"):
+    try:
+        getattr(influence_torch, name)
+    except ImportError as error:
+        print(type(error).__name__, error)
+try:
+    from influence_torch import CgInfluence
+except ImportError as error:
+    print(type(error).__name__, error)
+"""
+
+
+def test_without_torch_the_message_names_the_extra():
+    lines = python(WITHOUT_TORCH).stdout.splitlines()
+    assert len(lines) == 5
+    for line in lines:
+        assert line.startswith("BackendImportError")
+        assert 'pip install "influence-core[torch]"' in line
