@@ -15,7 +15,7 @@ BENCHMARKS = {"Conjugate gradient, 100 right-hand sides": cg}
 
 def main() -> None:
     """Run all, print and save."""
-    parts = ["# Results", "Medians of five alternating rounds unless stated. " + machine() + "."]
+    parts = ["# Results", "Medians of three alternating rounds unless stated. " + machine() + "."]
     for title, module in BENCHMARKS.items():
         parts += [f"## {title}", " ".join(module.__doc__.split()), module.report()]
     text = "\n\n".join(parts) + "\n"

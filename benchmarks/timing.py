@@ -11,7 +11,7 @@ from importlib.metadata import version
 import torch
 
 
-def medians(*sides: Callable[[], object], rounds: int = 5) -> list[float]:
+def medians(*sides: Callable[[], object], rounds: int = 3) -> list[float]:
     """Return the median seconds of every side over alternating rounds, after one warm-up each."""
     for side in sides:
         side()

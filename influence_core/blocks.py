@@ -107,10 +107,11 @@ def make_regularization(
         RegularizationError: a λ is no number, negative or not finite, or a name is no block's.
     """
     if not isinstance(regularization, Mapping):
-        value = _number(regularization, "regularization")
+        value = _number(regularization, "regularization", block_names)
         return value if block_names is None else dict.fromkeys(block_names, value)
     given = {
-        name: _number(value, f"regularization[{name!r}]") for name, value in regularization.items()
+        name: _number(value, f"regularization[{name!r}]", block_names)
+        for name, value in regularization.items()
     }
     if block_names is None:
         return given
@@ -123,9 +124,10 @@ def make_regularization(
     return {name: given.get(name, 0.0) for name in block_names}
 
 
-def _number(value: Any, argument: str) -> float:
+def _number(value: Any, argument: str, block_names: Sequence[str] | None) -> float:
     if value is None:
         return 0.0
+    value = value.detach() if hasattr(value, "detach") else value  # torch warns of a lost gradient
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -135,5 +137,6 @@ def _number(value: Any, argument: str) -> float:
     if refused or not (scalar and math.isfinite(number) and number >= 0):
         raise RegularizationError(
             f"`{argument}` must be a finite number, zero or more (None is 0); got {value!r}."
+            + (f" The blocks are {list(block_names)}." if block_names else "")
         )
     return number

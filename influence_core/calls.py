@@ -221,8 +221,8 @@ class InfluenceFunctionModel(ABC):
         fitted, regularization = self._state()
         left, right = fitted.sides(call, x_test, y_test, x, y)
         if mode is InfluenceMode.Up:
-            shares, self._report = fitted.scores(left, right, regularization)
-            return fitted, shares
+            shares, self._report = fitted.scores(left, right, [regularization])
+            return fitted, OrderedDict((name, share[0, ...]) for name, share in shares.items())
         factors, self._report = fitted.factors(left, regularization)
         return fitted, fitted.mixed_products(factors, right)
 

@@ -7,6 +7,10 @@ and the remedy.
 
 from __future__ import annotations
 
+import sys
+import warnings
+from itertools import count
+
 
 class InfluenceError(Exception):
     """Base of every exception that this library raises on purpose."""
@@ -102,3 +106,15 @@ class ConditioningWarning(InfluenceWarning):
 
 class PluginWarning(InfluenceWarning):
     """A plug-in was skipped; the message says why."""
+
+
+def warn(message: str, category: type[Warning]) -> None:
+    """Warn at the line of the user's that called the library, however deep inside it happened."""
+    for level in count(2):
+        try:
+            module = sys._getframe(level - 1).f_globals.get("__name__", "")
+        except ValueError:  # no frame is the user's
+            break
+        if not module.startswith("influence_"):  # the core, or a backend as they are named
+            break
+    warnings.warn(message, category, stacklevel=level)

@@ -84,30 +84,20 @@ class FittedInfluence:
         return answers, reports
 
     def scores(
-        self, left: Batch, right: Batch, regularization: Mapping[str, float]
+        self, left: Batch, right: Batch, regularizations: Sequence[Mapping[str, float]]
     ) -> tuple[ByBlock, Reports]:
-        """Return `⟨(C + λI)⁻¹ ∇ℓ(left), ∇ℓ(right)⟩`, `(m, n)` for each block."""
+        """Return `⟨(C + λI)⁻¹ ∇ℓ(left), ∇ℓ(right)⟩` for every λ, `(r, m, n)` for each block.
+
+        The reports hold the right-hand sides of the first λ, then those of the second, and so on.
+        """
         scores, reports = OrderedDict(), {}
         for block in self.blocks:
-            scores[block.name], reports[block.name] = self.inverses[block.name].scores(
-                self._source(left, block), self._source(right, block), regularization[block.name]
-            )
-        return scores, reports
-
-    def scores_over(
-        self, left: Batch, right: Batch, regularizations: Sequence[Mapping[str, float]]
-    ) -> tuple[ByBlock, list[Reports]]:
-        """Return the scores for every regularisation, `(r, m, n)` for each block."""
-        scores: ByBlock = OrderedDict()
-        reports: list[Reports] = [{} for _ in regularizations]
-        for block in self.blocks:
-            scores[block.name], block_reports = self.inverses[block.name].scores_over(
+            scores[block.name], each = self.inverses[block.name].scores(
                 self._source(left, block),
                 self._source(right, block),
                 [regularization[block.name] for regularization in regularizations],
             )
-            for report, block_report in zip(reports, block_reports, strict=True):
-                report[block.name] = block_report
+            reports[block.name] = join_reports(each)
         return scores, reports
 
     def products(self, factors: Mapping[str, Array], batch: Batch) -> ByBlock:
@@ -208,13 +198,15 @@ class FittedInfluence:
         return row_dots(solution.rows, rows), solution.report
 
     def _hand_over_leaf(self, answer: Array) -> Array:
+        answer = hand_over(self.problem, self.exchange.to_model(answer))
         xp = namespace(answer)
         if not read_flag(xp.all(xp.isfinite(answer))):
             raise NonFiniteError(
-                "the answer holds NaN or infinity: a gradient of one of the points is not finite, "
-                "or the solve broke down. Look at the points, raise `regularization`, use float64."
+                f"the answer holds NaN or infinity in {answer.dtype}: a gradient of one of the "
+                "points is not finite, the solve broke down, or the numbers are too large for a "
+                "short dtype. Look at the points, raise `regularization`, use a longer dtype."
             )
-        return hand_over(self.problem, self.exchange.to_model(answer))
+        return answer
 
     def _check_keys(self, factors: Mapping[str, Any], call: str) -> None:
         names = [block.name for block in self.blocks]
@@ -225,11 +217,17 @@ class FittedInfluence:
             )
 
     def _rows(self, factors: Any, size: int, call: str) -> Array:
-        rows = matching(factors, self.exchange.model)
-        if rows.ndim != 2 or rows.shape[1] != size:
+        try:
+            rows = matching(factors, self.exchange.model)
+        except (TypeError, ValueError) as error:
             raise DataError(
-                f"`{call}` needs factors of shape (m, {size}); got {tuple(rows.shape)}. "
-                "Pass what `influence_factors` returned."
+                f"`{call}` needs an array of real numbers, (m, {size}); got "
+                f"{type(factors).__name__}: {error}."
+            ) from error
+        if rows.ndim != 2 or rows.shape[1] != size or rows.shape[0] == 0:
+            raise DataError(
+                f"`{call}` needs factors of shape (m, {size}) with m of one or more; got "
+                f"{tuple(rows.shape)}. Pass what `influence_factors` returned."
             )
         if not read_flag(namespace(rows).all(namespace(rows).isfinite(rows))):
             raise DataError(f"`{call}` needs finite factors; some are NaN or infinite.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
-from influence_core.arrays import device, exchange_for
+from influence_core.arrays import check_array_backend, device, exchange_for
 from influence_core.blocks import (
     Block,
     BlockStructure,
@@ -74,11 +74,11 @@ class Influence(InfluenceFunctionModel):
         self._options = {**options, "max_memory": max_memory}
         self._device: Any = None
         self._fitted: FittedInfluence | None = None
-        self._checked_blocks: tuple[Block, ...] | None = None
         if isinstance(block_structure, Mapping):
             self._blocks()
         else:
             parse_mode(BlockMode, block_structure, "block_structure")
+        check_array_backend(array_backend)
         self.with_regularization(regularization)
 
     @property
@@ -139,7 +139,6 @@ class Influence(InfluenceFunctionModel):
             block.name: self._method.prepare(make_curvature(self._mode, objective, block, exchange))
             for block in blocks
         }
-        self._checked_blocks = blocks
         self._fitted = FittedInfluence(problem, blocks, inverses, exchange)
         return self
 
@@ -186,7 +185,8 @@ class Influence(InfluenceFunctionModel):
         """Return `influences` (Up) for every one of `r` regularisations, `(r, m, n)`.
 
         The gradients are computed once, and methods with eigenvalues reuse their factorisation.
-        The regularisation of the instance stays as it is.
+        The regularisation of the instance stays as it is. `report` then has the right-hand sides of
+        the first λ, followed by those of the second, and so on.
 
         Raises:
             NotFittedException: before `fit`.
@@ -204,8 +204,7 @@ class Influence(InfluenceFunctionModel):
         if not each:
             raise OptionError("`influences_over` needs at least one regularisation; got none.")
         left, right = fitted.sides("influences_over", x_test, y_test, x, y)
-        scores, reports = fitted.scores_over(left, right, each)
-        self._report = reports[-1]
+        scores, self._report = fitted.scores(left, right, each)
         return fitted.whole(scores)
 
     def _state(self) -> tuple[FittedInfluence, dict[str, float]]:
@@ -220,9 +219,7 @@ class Influence(InfluenceFunctionModel):
     def _blocks(self) -> tuple[Block, ...]:
         if self._fitted is not None:
             return self._fitted.blocks
-        if self._checked_blocks is None:
-            self._checked_blocks = make_blocks(self._structure, self._problem().parameters)
-        return self._checked_blocks
+        return make_blocks(self._structure, self._problem().parameters)
 
     def _reference(self) -> Array:
         problem = self._fitted.problem if self._fitted is not None else self._problem()

@@ -45,7 +45,7 @@ class Problem(Protocol):
     """The loss of one model at its present parameters, seen through derivatives.
 
     `ℓᵢ` is the loss of point `i` alone. A backend for a new framework implements this class and
-    nothing else; `influence_core.testing` holds it against closed forms.
+    nothing else; `influence_core.testing` ships an implementation in closed form.
     """
 
     @property
@@ -141,7 +141,10 @@ class GeneralizedGaussNewton(Protocol):
     def generalized_gauss_newton_product(
         self, batch: Batch, v: Array, names: Sequence[str]
     ) -> Array:
-        """Return `v · (1/n Σ Jᵢᵀ (∇²_f ℓᵢ) Jᵢ)`, `(k, d)`; `J` the Jacobian of the outputs."""
+        """Return `v · (1/n Σ Jᵢᵀ (∇²_f ℓᵢ) Jᵢ)`, `(k, d)`; `J` the Jacobian of the outputs.
+
+        Where the batch has weights, the mean is the weighted one.
+        """
         ...
 
 

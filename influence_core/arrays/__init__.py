@@ -1,6 +1,6 @@
 """The only room that may know an array library: everything else speaks the array API standard."""
 
-from influence_core.arrays.exchange import Exchange, exchange_for
+from influence_core.arrays.exchange import Exchange, check_array_backend, exchange_for
 from influence_core.arrays.linalg import (
     diagonal,
     eigh,
@@ -9,6 +9,7 @@ from influence_core.arrays.linalg import (
     row_norms,
     singular_value_decomposition,
     symmetrize,
+    unit_rows,
 )
 from influence_core.arrays.namespace import (
     device,
@@ -31,6 +32,7 @@ from influence_core.arrays.trees import concatenate_trees, map_tree
 
 __all__ = [
     "Exchange",
+    "check_array_backend",
     "concatenate_trees",
     "device",
     "diagonal",
@@ -55,6 +57,7 @@ __all__ = [
     "supports_float64",
     "symmetrize",
     "to_host",
+    "unit_rows",
     "widen",
     "zeros",
 ]

@@ -56,13 +56,29 @@ def exchange_for(reference: Array, array_backend: str | None) -> Exchange:
         ExchangeError: the library is not installed, follows no array API, or loses precision.
         DeviceError: the library cannot reach the device of `reference`.
     """
-    if array_backend is None:
+    library = check_array_backend(array_backend)
+    if library is None:
         return Exchange(reference, reference)
-    name = array_backend.replace("-", "_")
-    library = _library(_MODULES.get(name, name), array_backend)
     if library.__name__ in _names(namespace(reference)):
         return Exchange(reference, reference)
     return _exchange(reference, library)
+
+
+def check_array_backend(array_backend: Any) -> Any:
+    """Return the library called `array_backend`, imported, or None for None.
+
+    Raises:
+        ExchangeError: it is no name, or no library with the standard's `from_dlpack`.
+    """
+    if array_backend is None:
+        return None
+    if not isinstance(array_backend, str):
+        raise ExchangeError(
+            "`array_backend` must be the name of an array library, such as 'cupy' or 'numpy'; got "
+            f"{array_backend!r}."
+        )
+    name = array_backend.replace("-", "_")
+    return _library(_MODULES.get(name, name), array_backend)
 
 
 def _names(xp: Any) -> set[str]:

@@ -16,6 +16,20 @@ def row_norms(a: Array) -> Array:
     return namespace(a).linalg.vector_norm(a, axis=-1)
 
 
+def unit_rows(a: Array) -> tuple[Array, Array, Array]:
+    """Return the rows with length one, and two factors, `(k, 1)` each, that scale them back.
+
+    The length itself may be out of the range of the numbers, and so may its square; the product of
+    the factors is not formed. Zero rows stay zero.
+    """
+    xp = namespace(a)
+    peaks = xp.max(xp.abs(a), axis=-1, keepdims=True)
+    ones = xp.ones_like(peaks)
+    scaled = a / xp.where(peaks > 0, peaks, ones)
+    lengths = xp.linalg.vector_norm(scaled, axis=-1, keepdims=True)
+    return scaled / xp.where(lengths > 0, lengths, ones), peaks, lengths
+
+
 def symmetrize(matrix: Array) -> Array:
     """Return `(A + Aᵀ) / 2`."""
     return (matrix + namespace(matrix).matrix_transpose(matrix)) / 2

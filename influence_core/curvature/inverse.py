@@ -22,8 +22,10 @@ class SolveReport:
     Attributes:
         iterations: steps taken, `(k,)`; 0 for methods that do not iterate.
         residual_norms: `‖b - (C + λI) x‖`, `(k,)`, measured with the answer, not carried along.
-        converged: whether the residual is within the tolerance, `(k,)`.
-        negative_curvature: whether a direction with `pᵀ(C + λI)p ≤ 0` was met, `(k,)`.
+        converged: whether the residual is within the tolerance, `(k,)`; for methods without one,
+            whether the matrix is regular to working precision.
+        negative_curvature: whether a direction with `pᵀ(C + λI)p ≤ 0` was met, `(k,)`; for methods
+            with eigenvalues, whether one of them is negative.
     """
 
     iterations: npt.NDArray[np.int64]
@@ -60,35 +62,43 @@ class Inverse(ABC):
     def on(self, problem: Problem, exchange: Exchange) -> Inverse:
         """Return the same inverse for the same model on another device."""
 
-    def scores_over(
-        self, left: GradientSource, right: GradientSource, regularizations: Sequence[float]
-    ) -> tuple[Array, list[SolveReport]]:
-        """Return `left (C + λI)⁻¹ rightᵀ` for every λ, `(r, m, n)`, with the reports."""
-        answers = [self.scores(left, right, regularization) for regularization in regularizations]
-        xp = namespace(answers[0][0])
-        return xp.stack([scores for scores, _ in answers]), [report for _, report in answers]
-
     @final
     def scores(
-        self, left: GradientSource, right: GradientSource, regularization: float
-    ) -> tuple[Array, SolveReport]:
-        """Return `left (C + λI)⁻¹ rightᵀ`, `(m, n)`; the smaller side is the one that is solved."""
-        if right.size < left.size:
-            solution = self.solve(right.rows(), regularization)
-            products = left.products(solution.rows)
-            return namespace(products).matrix_transpose(products), solution.report
-        solution = self.solve(left.rows(), regularization)
-        return right.products(solution.rows), solution.report
+        self, left: GradientSource, right: GradientSource, regularizations: Sequence[float]
+    ) -> tuple[Array, list[SolveReport]]:
+        """Return `left (C + λI)⁻¹ rightᵀ` for every λ, `(r, m, n)`, with the reports.
+
+        The smaller side is the one that is solved, and whose gradients are held; the other side is
+        asked once for its products with all solutions.
+        """
+        swap = right.size < left.size
+        solved, other = (right, left) if swap else (left, right)
+        solutions = [
+            self.solve(solved.rows(), regularization) for regularization in regularizations
+        ]
+        xp = namespace(solutions[0].rows)
+        products = other.products(xp.concat([solution.rows for solution in solutions]))
+        scores = xp.reshape(products, (len(solutions), solved.size, other.size))
+        reports = [solution.report for solution in solutions]
+        return xp.matrix_transpose(scores) if swap else scores, reports
 
 
-def closed_form_report(residual_norms: npt.NDArray[Any]) -> SolveReport:
-    """Return the report of a solve that does not iterate."""
+def closed_form_report(
+    residual_norms: npt.NDArray[Any], *, reliable: bool = True, indefinite: bool = False
+) -> SolveReport:
+    """Return the report of a solve that does not iterate.
+
+    Args:
+        residual_norms: `(k,)`.
+        reliable: False where rounding dominates the answer; it then counts as not converged.
+        indefinite: whether the matrix has negative eigenvalues.
+    """
     k = residual_norms.size
     return SolveReport(
         iterations=np.zeros(k, np.int64),
         residual_norms=residual_norms.astype(np.float64),
-        converged=np.isfinite(residual_norms),
-        negative_curvature=np.zeros(k, np.bool_),
+        converged=np.isfinite(residual_norms) & reliable,
+        negative_curvature=np.full(k, indefinite, np.bool_),
     )
 
 

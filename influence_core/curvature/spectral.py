@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,10 +18,12 @@ from influence_core.arrays import (
     row_norms,
     to_host,
 )
-from influence_core.curvature.inverse import Inverse, Solution, SolveReport, closed_form_report
-from influence_core.errors import ConditioningWarning, SingularCurvatureError
+from influence_core.curvature.inverse import Inverse, Solution, closed_form_report
+from influence_core.errors import ConditioningWarning, SingularCurvatureError, warn
 from influence_core.problem import Array, Problem
-from influence_core.sources import GradientSource
+
+# eigenvalues of a sum in working precision are off by a few of its units
+_ROUNDING = 10.0
 
 
 def spectral_product(vectors: Array, weights: npt.NDArray[Any], rest: float, rows: Array) -> Array:
@@ -58,64 +58,47 @@ class SpectralInverse(Inverse):
         Raises:
             SingularCurvatureError: an eigenvalue of `C + λI` is exactly zero.
         """
-        weights = self._weights(regularization)
-        answer = spectral_product(self.vectors, weights, 0.0, rows)
-        return Solution(answer, self._report(rows, answer, regularization))
-
-    def scores_over(
-        self, left: GradientSource, right: GradientSource, regularizations: Sequence[float]
-    ) -> tuple[Array, list[SolveReport]]:
-        """Return the scores for every λ, `(r, m, n)`; each gradient is rotated once."""
-        xp = namespace(self.vectors)
-        swap = right.size < left.size  # the smaller side is the one that is solved
-        rows, others = (right.rows(), left.rows()) if swap else (left.rows(), right.rows())
-        columns = xp.matrix_transpose(self.vectors)
-        turned, turned_others = rows @ columns, xp.matrix_transpose(others @ columns)
-        scores, reports = [], []
-        for regularization in regularizations:
-            solved = turned * from_host(self._weights(regularization), turned)
-            products = solved @ turned_others
-            scores.append(xp.matrix_transpose(products) if swap else products)
-            reports.append(self._report(rows, solved @ self.vectors, regularization))
-        return xp.stack(scores), reports
+        damped = self.values + regularization
+        reliable, indefinite = self._condition(damped, regularization)
+        answer = spectral_product(self.vectors, 1.0 / damped, 0.0, rows)
+        residual = to_host(row_norms(rows - answer @ self.matrix - answer * regularization))
+        report = closed_form_report(residual, reliable=reliable, indefinite=indefinite)
+        return Solution(answer, report)
 
     def on(self, problem: Problem, exchange: Exchange) -> SpectralInverse:
         """Return the same inverse on the device of the exchange's solver."""
         target = device(exchange.solver)
         return replace(self, matrix=move(self.matrix, target), vectors=move(self.vectors, target))
 
-    def _weights(self, regularization: float) -> npt.NDArray[np.float64]:
-        damped = self.values + regularization
-        smallest, largest = np.abs(damped).min(), np.abs(damped).max()
+    def _condition(
+        self, damped: npt.NDArray[np.float64], regularization: float
+    ) -> tuple[bool, bool]:
+        """Return whether `C + λI` is regular and whether it is indefinite; say where it matters."""
+        sizes = np.abs(damped)
+        smallest, precision = sizes.min(), epsilon(self.vectors) * sizes.max()
         if smallest == 0.0:
             raise SingularCurvatureError(
                 f"{self._shifted(regularization)} is singular: {int((damped == 0).sum())} of its "
                 f"{damped.size} eigenvalues are zero. Use a positive `regularization`."
             )
-        precision = epsilon(self.vectors) * largest
         if smallest <= precision:
-            self._warn(
+            warn(
                 f"{self._shifted(regularization)} is singular to working precision: its "
-                f"eigenvalues go down to {smallest:.1e} where the largest is {largest:.1e}. "
-                "The answer is dominated by rounding; use a larger `regularization`."
+                f"eigenvalues go down to {smallest:.1e} where the largest is {sizes.max():.1e}. "
+                "The answer is dominated by rounding; use a larger `regularization`.",
+                ConditioningWarning,
             )
-        elif (negative := damped[damped < 0]).size:
-            self._warn(
+        negative = damped[damped < -_ROUNDING * precision]
+        if negative.size:
+            warn(
                 f"{self._shifted(regularization)} is indefinite: {negative.size} of its "
                 f"{damped.size} eigenvalues are negative, down to {negative.min():.2e}. The "
                 f"solution is exact, but no minimum: use a `regularization` above "
-                f"{-self.values.min():.2g}, or second_order_mode='generalized_gauss_newton'."
+                f"{-self.values.min():.2g}, or second_order_mode='generalized_gauss_newton'.",
+                ConditioningWarning,
             )
-        return 1.0 / damped
-
-    def _report(self, rows: Array, answer: Array, regularization: float) -> SolveReport:
-        residual = rows - answer @ self.matrix - answer * regularization
-        return closed_form_report(to_host(row_norms(residual)))
+        return bool(smallest > precision), negative.size > 0
 
     def _shifted(self, regularization: float) -> str:
         block = f" of block {self.block!r}" if self.block else ""
         return f"`C + λI`{block} with λ={regularization:g}"
-
-    @staticmethod
-    def _warn(message: str) -> None:
-        warnings.warn(message, ConditioningWarning, stacklevel=2)

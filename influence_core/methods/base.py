@@ -18,8 +18,10 @@ class Method(ABC):
         """Do everything that does not depend on a right-hand side or on λ; called by `fit`."""
 
 
-def check_positive_integer(argument: str, value: object, otherwise: str = "") -> None:
-    """Raise `OptionError` unless `value` is an integer of one or more."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+def check_positive_integer(
+    argument: str, value: object, otherwise: str = "", *, least: int = 1
+) -> None:
+    """Raise `OptionError` unless `value` is an integer of one (or `least`) or more."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
         rule = " ".join(filter(None, ("an integer of one or more", otherwise)))
         raise OptionError(f"`{argument}` must be {rule}; got {value!r}.")

@@ -9,21 +9,27 @@ from __future__ import annotations
 
 import logging
 import math
-import warnings
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from influence_core.arrays import Exchange, device, from_host, namespace, row_norms, to_host
+from influence_core.arrays import (
+    Exchange,
+    device,
+    from_host,
+    namespace,
+    row_norms,
+    to_host,
+    unit_rows,
+)
 from influence_core.curvature import Curvature, Inverse, Solution, SolveReport
-from influence_core.errors import ConvergenceWarning, NonFiniteError, OptionError
+from influence_core.errors import ConvergenceWarning, NonFiniteError, OptionError, warn
 from influence_core.methods.base import Method, check_positive_integer
 from influence_core.methods.krylov import (
     Iterate,
     LinearSystem,
-    StopWatch,
     block_conjugate_gradient,
     conjugate_gradient,
 )
@@ -31,6 +37,7 @@ from influence_core.methods.preconditioners import Preconditioner, PreparedPreco
 from influence_core.problem import Array, Problem
 
 _LOGGER = logging.getLogger(__name__)
+_TINY = float(np.finfo(np.float64).tiny)
 
 
 @dataclass(frozen=True)
@@ -76,6 +83,7 @@ class Cg(Method):
                 raise OptionError(f"`{name}` must be a finite number, zero or more; got {value!r}.")
         if self.maxiter is not None:
             check_positive_integer("maxiter", self.maxiter, "or None for 10·d steps")
+        check_positive_integer("seed", self.seed, "or zero", least=0)
         if not isinstance(self.preconditioner, Preconditioner | None):
             raise OptionError(
                 "`preconditioner` must be None or a Preconditioner such as "
@@ -107,12 +115,16 @@ class CgInverse(Inverse):
         Raises:
             NonFiniteError: the norm of a row, or of a residual, is NaN or infinite.
         """
-        system = self._system(rows, regularization)
+        unit, peaks, lengths = unit_rows(rows)
+        scales = to_host(peaks[:, 0]).astype(np.float64) * to_host(lengths[:, 0])
+        _check_finite(scales, "right-hand side")
+        system = self._system(unit, scales, regularization)
         with self._progress_bar() as bar:
-            solution = self._refine(system, rows, bar)
-        if not solution.report.converged.all():
-            self._tell(solution.report, to_host(row_norms(rows)), regularization)
-        return solution
+            state = self._refine(system, unit, bar)
+        report = state.report(to_host(system.tolerances), scales)
+        if not report.converged.all():
+            self._tell(report, scales, regularization)
+        return Solution(state.rows * lengths * peaks, report)
 
     def on(self, problem: Problem, exchange: Exchange) -> CgInverse:
         """Return the same inverse on the device of the problem."""
@@ -123,18 +135,22 @@ class CgInverse(Inverse):
             preconditioner=prepared and prepared.to(device(exchange.solver)),
         )
 
-    def _system(self, rows: Array, regularization: float) -> LinearSystem:
+    def _system(
+        self, unit: Array, scales: npt.NDArray[np.float64], regularization: float
+    ) -> LinearSystem:
+        """Return the system for right-hand sides of length one: squares of tiny ones underflow."""
         linearize = self.settings.precompute_grad
         product = self.curvature.linearized() if linearize else self.curvature.product
-        norms = _finite(to_host(row_norms(rows)), "right-hand side").astype(np.float64)
-        tolerances = np.maximum(self.settings.rtol * norms, self.settings.atol)
+        # a tolerance of one is met by x = 0 already
+        absolute = self.settings.atol / np.maximum(scales, max(self.settings.atol, _TINY))
+        tolerances = np.maximum(self.settings.rtol, absolute)
         return LinearSystem(
             lambda v: product(v) + v * regularization,
             self.preconditioner.at(regularization) if self.preconditioner else lambda r: r,
-            from_host(tolerances, rows),
+            from_host(tolerances, unit),
         )
 
-    def _refine(self, system: LinearSystem, b: Array, bar: Any) -> Solution:
+    def _refine(self, system: LinearSystem, b: Array, bar: Any) -> _State:
         """Iterate, measure the residual, and go on from there for the rows that need it."""
         xp = namespace(b)
         iterate = (
@@ -145,14 +161,15 @@ class CgInverse(Inverse):
         pending, residual = state.norms > tolerances, b
         while pending.any() and state.steps < self._maxiter:
             start = xp.where(_on_device(pending, b)[:, None], residual, xp.zeros_like(b))
-            part = iterate(system, start, self._maxiter - state.steps, StopWatch(bar))
+            part = iterate(system, start, self._maxiter - state.steps, bar)
             rows = state.rows + part.rows
             residual = b - system.product(rows)
-            norms = _finite(to_host(row_norms(residual)), "residual")
+            norms = to_host(row_norms(residual))
+            _check_finite(norms, "residual")
             helped = pending & (norms < state.norms / 2)
             state = state.after(part, rows, norms)
             pending = helped & (norms > tolerances) & np.logical_not(state.negative)
-        return Solution(state.rows, state.report(state.norms <= tolerances))
+        return state
 
     @property
     def _maxiter(self) -> int:
@@ -167,7 +184,7 @@ class CgInverse(Inverse):
     def _tell(self, report: SolveReport, scales: npt.NDArray[Any], regularization: float) -> None:
         message = _explain(report, scales, regularization, self.curvature.block.name)
         if self.settings.warn_on_max_iteration:
-            warnings.warn(message, ConvergenceWarning, stacklevel=2)
+            warn(message, ConvergenceWarning)
         else:
             _LOGGER.debug(message)
 
@@ -183,31 +200,35 @@ class _State:
     steps: int = 0
 
     def after(self, part: Iterate, rows: Array, norms: npt.NDArray[Any]) -> _State:
+        """Return what is reached with another round; one that made a row worse is not taken."""
+        # the first round is taken as it is: zero is no iterate
+        better = norms <= (self.norms if self.steps else np.inf)
+        xp = namespace(rows)
         return _State(
-            rows,
-            norms,
+            xp.where(_on_device(better, rows)[:, None], rows, self.rows),
+            np.where(better, norms, self.norms),
             self.iterations + to_host(part.iterations).astype(np.int64),
             np.logical_or(self.negative, to_host(part.negative)),
             self.steps + part.steps,
         )
 
-    def report(self, converged: npt.NDArray[np.bool_]) -> SolveReport:
+    def report(self, tolerances: npt.NDArray[Any], scales: npt.NDArray[np.float64]) -> SolveReport:
+        """Return the report for right-hand sides of the lengths `scales`."""
         shape = self.norms.shape
         return SolveReport(
             iterations=np.zeros(shape, np.int64) + self.iterations,
-            residual_norms=self.norms.astype(np.float64),
-            converged=converged,
+            residual_norms=self.norms * scales,
+            converged=self.norms <= tolerances,
             negative_curvature=np.zeros(shape, np.bool_) | self.negative,
         )
 
 
-def _finite(norms: npt.NDArray[Any], what: str) -> npt.NDArray[Any]:
+def _check_finite(norms: npt.NDArray[Any], what: str) -> None:
     if not np.isfinite(norms).all():
         raise NonFiniteError(
             f"CG: the norm of a {what} is NaN or infinite. Look for points whose gradients or "
             "second derivatives are not finite or very large, or use float64."
         )
-    return norms
 
 
 def _on_device(mask: npt.NDArray[np.bool_], like: Array) -> Array:
@@ -218,7 +239,7 @@ def _explain(
     report: SolveReport, scales: npt.NDArray[Any], regularization: float, block: str
 ) -> str:
     missed = ~report.converged
-    relative = report.residual_norms[missed] / np.where(scales > 0, scales, 1.0)[missed]
+    relative = report.residual_norms[missed] / scales[missed]
     where = f" of block {block!r}" if block else ""
     message = (
         f"CG{where}: {int(missed.sum())} of {missed.size} right-hand sides have not converged "

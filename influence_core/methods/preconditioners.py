@@ -5,7 +5,6 @@ They are prepared once by `fit`, apart from λ, and serve every solve after it.
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ import numpy.typing as npt
 
 from influence_core.arrays import epsilon, move, namespace
 from influence_core.curvature import Curvature, nystroem_sketch, spectral_product
-from influence_core.errors import ConditioningWarning
+from influence_core.errors import ConditioningWarning, warn
 from influence_core.methods.base import check_positive_integer
 from influence_core.problem import Array
 
@@ -113,13 +112,12 @@ class NystroemPreconditioner(Preconditioner):
             curvature.product, curvature.block.size, self.rank, seed, curvature.reference
         )
         if sketch.clipped.size:
-            warnings.warn(
+            warn(
                 f"`NystroemPreconditioner(rank={self.rank})` is for positive semi-definite "
                 f"curvature; {sketch.clipped.size} directions with values down to "
                 f"{sketch.clipped.min():.2e} were left out of the sketch. The solve stays right, "
                 "only slower; second_order_mode='generalized_gauss_newton' has no such directions.",
                 ConditioningWarning,
-                stacklevel=2,
             )
         return _Nystroem(sketch.values, sketch.vectors)
 

@@ -233,7 +233,7 @@ def test_unknown_curvatures(mode):
 def test_factors_of_the_wrong_shape(shape):
     model = fitted(SETTING, **OPTIONS)
     rows = np.ones(shape)
-    words = r"needs factors of shape \(m, 43\); got \("
+    words = r"needs factors of shape \(m, 43\) with m of one or more; got \("
     for mode in ("up", "perturbation"):
         with pytest.raises(DataError, match="`influences_from_factors.*" + words):
             model.influences_from_factors(rows, X, Y, mode=mode)

@@ -21,7 +21,14 @@ from problems import (
     tight,
 )
 
-from influence_core import Cg, ConvergenceWarning, Influence, NonFiniteError, OptionError
+from influence_core import (
+    Cg,
+    ConvergenceWarning,
+    DataError,
+    Influence,
+    NonFiniteError,
+    OptionError,
+)
 from influence_core.methods import cg
 from influence_core.testing import BACKEND, LeastSquares
 
@@ -216,8 +223,8 @@ def test_a_zero_among_others(library, together):
 def test_no_right_hand_side(together):
     setting = make_setting("least_squares")
     model = fitted(setting, tight(solve_simultaneously=together), regularization=1e-2)
-    assert model.apply_inverse(np.zeros((0, model.n_parameters))).shape == (0, model.n_parameters)
-    assert model.report.converged.shape == (0,)
+    with pytest.raises(DataError, match="m of one or more"):
+        model.apply_inverse(np.zeros((0, model.n_parameters)))
 
 
 def test_a_row_does_not_depend_on_the_others(library):
@@ -395,7 +402,7 @@ def test_curvature_that_overflows_stops_the_solve(together):
     setting = make_setting("least_squares")
     x, y = setting.train
     model = influence(setting, tight(solve_simultaneously=together)).fit([(1e200 * x, y)])
-    with np.errstate(all="ignore"), pytest.warns(ConvergenceWarning, match="after 0 steps"):
+    with np.errstate(all="ignore"), pytest.warns(ConvergenceWarning, match=r"after [01] steps"):
         got = model.apply_inverse(random_rows(model, 2))
     assert not got.any()
     assert not model.report.converged.any()

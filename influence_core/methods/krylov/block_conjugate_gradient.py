@@ -6,10 +6,14 @@ With orthonormal search directions `P` (rows) and `H = P A Pᵀ`:
 
 Dependent right-hand sides (duplicates are common) stall the block method, so they are compressed
 first: `b = T V` with orthonormal rows `V`, which are solved and expanded by `T`. Directions that
-become dependent later are zeroed by a mask, so that shapes stay fixed.
+become dependent later are zeroed by a mask, so that shapes stay fixed. Rounding can stall the
+recurrence; the iteration then stops, so that the caller may start again from the answer.
 """
 
 from __future__ import annotations
+
+import math
+from typing import Any
 
 from influence_core.arrays import (
     eigh,
@@ -29,9 +33,11 @@ from influence_core.methods.krylov.iteration import (
 )
 from influence_core.problem import Array
 
+_PATIENCE = 30
+
 
 def block_conjugate_gradient(
-    system: LinearSystem, b: Array, maxiter: int, watch: StopWatch
+    system: LinearSystem, b: Array, maxiter: int, progress: Any
 ) -> Iterate:
     """Solve `x A = b` for the rows of `b`, `(k, d)`, from zero, in at most `maxiter` steps.
 
@@ -39,6 +45,8 @@ def block_conjugate_gradient(
     """
     xp = namespace(b)
     expand, r = compress(b)
+    # in exact arithmetic the space is exhausted after d / r steps
+    watch = StopWatch(progress, patience=max(_PATIENCE, math.ceil(b.shape[1] / r.shape[0])))
     x = xp.zeros_like(r)
     p, kept = orthonormal_rows(system.precondition(r))
     active = row_norms(b) > system.tolerances
@@ -51,7 +59,7 @@ def block_conjugate_gradient(
         finite = xp.all(xp.isfinite(ap))
         ap = xp.where(finite, ap, xp.zeros_like(ap))
         inverse, definite = _inverse(ap @ xp.matrix_transpose(p), kept)
-        positive = positive & definite
+        positive = positive & definite & finite
         go = xp.astype(positive, b.dtype)
         alpha = (r @ xp.matrix_transpose(p)) @ inverse * go
         x, r = x + alpha @ p, r - alpha @ ap
@@ -98,10 +106,15 @@ def orthonormal_rows(rows: Array) -> tuple[Array, Array]:
 
 
 def _inverse(h: Array, kept: Array) -> tuple[Array, Array]:
-    """Return `h⁻¹` and whether `h` is positive definite, both apart from the padding."""
+    """Return `h⁻¹` without its null space, and whether `h` has no negative eigenvalue.
+
+    Both apart from the padding and from rounding: a direction whose curvature is lost in rounding
+    is left out of the step, and is no evidence of negative curvature.
+    """
     xp = namespace(h)
     scale = xp.max(xp.abs(h)) + xp.finfo(h.dtype).smallest_normal
     values, vectors = eigh(h + eye(h.shape[0], h) * ((1.0 - kept) * scale))
-    positive = values > xp.max(xp.abs(values)) * epsilon(h)
-    weights = masked_reciprocal(values, positive)
-    return (xp.matrix_transpose(vectors) * weights) @ vectors, xp.all(positive)
+    rounding = xp.max(xp.abs(values)) * (epsilon(h) * h.shape[0])
+    weights = masked_reciprocal(values, values > rounding)
+    inverse = (xp.matrix_transpose(vectors) * weights) @ vectors
+    return inverse, xp.all(values >= -rounding)

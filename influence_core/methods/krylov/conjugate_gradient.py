@@ -10,6 +10,8 @@ frozen by a mask: shapes stay the same, and what the other rows do cannot change
 
 from __future__ import annotations
 
+from typing import Any
+
 from influence_core.arrays import namespace, row_dots, row_norms
 from influence_core.methods.krylov.iteration import (
     Iterate,
@@ -20,9 +22,10 @@ from influence_core.methods.krylov.iteration import (
 from influence_core.problem import Array
 
 
-def conjugate_gradient(system: LinearSystem, b: Array, maxiter: int, watch: StopWatch) -> Iterate:
+def conjugate_gradient(system: LinearSystem, b: Array, maxiter: int, progress: Any) -> Iterate:
     """Solve `x A = b` for the rows of `b`, `(k, d)`, from zero, in at most `maxiter` steps."""
     xp = namespace(b)
+    watch = StopWatch(progress)
     x, r = xp.zeros_like(b), b
     p = z = system.precondition(r)
     rz = row_dots(r, z)

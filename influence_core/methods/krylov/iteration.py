@@ -54,9 +54,17 @@ class StopWatch:
     over the data.
     """
 
-    def __init__(self, progress: Any) -> None:
-        """Start; `progress` is a tqdm bar that shows what is read."""
+    def __init__(self, progress: Any, patience: float = math.inf) -> None:
+        """Start.
+
+        Args:
+            progress: a tqdm bar that shows what is read.
+            patience: steps without halving the smallest number that was read after which it is time
+                to stop.
+        """
         self._progress = progress
+        self._patience = patience
+        self._best = 0, math.inf
         self._next = 1
         self._first: tuple[int, float] | None = None
 
@@ -72,7 +80,10 @@ class StopWatch:
         if self._first is None:
             self._first = step, ratio
         self._next = step + self._wait(step, ratio, *self._first)
-        return ratio > 1.0
+        best_step, best = self._best
+        if ratio < best / 2:
+            self._best = best_step, best = step, ratio
+        return ratio > 1.0 and step - best_step < self._patience
 
     @staticmethod
     def _wait(step: int, ratio: float, first_step: int, first: float) -> int:
