@@ -128,13 +128,14 @@ def _number(value: Any, argument: str, block_names: Sequence[str] | None) -> flo
     if value is None:
         return 0.0
     value = value.detach() if hasattr(value, "detach") else value  # torch warns of a lost gradient
+    boolean = "bool" in str(getattr(value, "dtype", ""))
+    scalar = not (isinstance(value, str | bytes | bool) or boolean)
+    scalar = scalar and getattr(value, "ndim", 0) == 0
     try:
-        number = float(value)
+        number = float(value) if scalar else math.nan
     except (TypeError, ValueError):
         number = math.nan
-    refused = isinstance(value, str | bytes | bool) or "bool" in str(getattr(value, "dtype", ""))
-    scalar = getattr(value, "ndim", 0) == 0
-    if refused or not (scalar and math.isfinite(number) and number >= 0):
+    if not (math.isfinite(number) and number >= 0):
         raise RegularizationError(
             f"`{argument}` must be a finite number, zero or more (None is 0); got {value!r}."
             + (f" The blocks are {list(block_names)}." if block_names else "")

@@ -128,6 +128,8 @@ def _through_dlpack(array: Array, library: Any, target: Any) -> Array:
             f"{library.__name__!r} turns {array.dtype} into {answer.dtype}; nothing is rounded "
             f"silently here. Enable 64-bit numbers in that library, or use a float32 model."
         )
+    if isinstance(answer, np.ndarray) and not answer.flags.writeable:
+        answer = answer.copy()  # older NumPy imports read-only views; an answer is the user's own
     return answer if target is None else move(answer, target)
 
 
