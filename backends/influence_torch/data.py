@@ -17,6 +17,7 @@ from influence_core.arrays import map_tree
 from influence_core.errors import DataError, DataTypeError
 
 _ONE_AT_A_TIME = threading.RLock()
+_PAIRS = "Pass a list of (x, y) batches, such as [(x, y)], or a DataLoader of pairs."
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,12 @@ def make_batch(data: Any, device: torch.device, half_to: torch.dtype | None) -> 
         DataError: the lengths differ or are zero.
     """
     if not isinstance(data, tuple | list) or len(data) != 2:
-        raise DataTypeError(f"a batch must be a pair (x, y); got {_described(data)}.")
+        raise DataTypeError(f"a batch must be a pair (x, y); got {_described(data)}. {_PAIRS}")
     lengths = [*_lengths(data[0], "x"), *_lengths(data[1], "y")]
     if len(set(lengths)) != 1 or lengths[0] == 0:
         raise DataError(
             "`x` and `y` must have the same number of points, at least one, along the first axis; "
-            f"got {lengths[0]} and {', '.join(map(str, lengths[1:]))}."
+            f"got {lengths[0]} and {', '.join(map(str, lengths[1:]))}. {_PAIRS}"
         )
     x, y = (map_tree(lambda t: _moved(t, device, half_to), tree) for tree in data)
     return TorchBatch(x, y, lengths[0])
@@ -68,6 +69,26 @@ def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
             yield from leaves(child, f"{path}[{index}]")
     else:
         yield path, tree
+
+
+def with_leaves(tree: Any, by_path: Mapping[str, Any]) -> Any:
+    """Return `tree` with the leaves at some paths replaced."""
+    paths = iter([path for path, _ in leaves(tree)])
+    return map_tree(lambda t: by_path.get(next(paths), t), tree)
+
+
+def only_leaves(tree: Any, by_path: Mapping[str, Any], path: str = "") -> Any:
+    """Return the leaves at some paths in the structure of `tree`.
+
+    In a dict the others are left out, in a tuple or list None stands in their places.
+    """
+    if isinstance(tree, Mapping):
+        parts = {k: only_leaves(child, by_path, f"{path}[{k!r}]") for k, child in tree.items()}
+        return {k: part for k, part in parts.items() if part is not None}
+    if isinstance(tree, tuple | list):
+        found = [only_leaves(t, by_path, f"{path}[{i}]") for i, t in enumerate(tree)]
+        return type(tree)(*found) if hasattr(tree, "_fields") else type(tree)(found)
+    return by_path.get(path)
 
 
 def check_finite(batch: TorchBatch, where: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -27,7 +28,11 @@ Loss = Callable[[Any, Any], Tensor]
 Reduction = Literal["mean", "sum", "none"]
 
 # points of the first batch whose loss is taken on their own, as the definition says
-_COMPARED = 4
+COMPARED = 4
+# points whose forward pass is looked at for its memory
+_MEASURED = 32
+# how much the outputs are shrunk where the losses at the outputs themselves are too small to tell
+_SHRUNK = 1 / 8
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,52 @@ _ROUTES = (
 )
 
 
+@dataclass(frozen=True)
+class _Tolerance:
+    """How far two computations of the same losses may lie apart."""
+
+    rtol: float
+    atol: float
+
+    @classmethod
+    def of(cls, outputs: Any, dtype: torch.dtype) -> _Tolerance:
+        """Return the tolerance of losses that were computed from `outputs` in `dtype`."""
+        # the rounding of an output enters the loss as it is, however small the loss
+        found = [t for t in pytree.tree_leaves(outputs) if isinstance(t, Tensor) and t.numel()]
+        sizes = [_size(t) for t in found if t.is_floating_point()]
+        rtol, roundings = (1e-9, 256) if dtype == torch.float64 else (1e-4, 16)
+        return cls(rtol, roundings * torch.finfo(dtype).eps * max(sizes, default=10.0))
+
+    def close(self, a: Tensor, b: Tensor) -> bool:
+        """Return whether the two may be the same."""
+        return torch.allclose(a.reshape(b.shape), b, rtol=self.rtol, atol=self.atol)
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """The loss of a batch beside the losses of its points."""
+
+    value: Tensor
+    points: Tensor
+    tolerance: _Tolerance
+
+    @property
+    def telling(self) -> bool:
+        """Whether the losses stand out from the rounding of the outputs."""
+        return self.tolerance.rtol * self.points.mean().abs().item() > self.tolerance.atol
+
+    def reductions(self) -> set[Reduction]:
+        """Return all that the batch loss may be: mean and sum alike where it is zero."""
+        if self.value.ndim == 1 and self.value.shape == self.points.shape:
+            return {"none"} if self.tolerance.close(self.value, self.points) else set()
+        mean = self.points.mean()
+        as_mean: dict[Reduction, Tensor] = {
+            "mean": self.value,
+            "sum": self.value / self.points.shape[0],
+        }
+        return {name for name, value in as_mean.items() if self.tolerance.close(value, mean)}
+
+
 class PointLosses:
     """The losses of points under a snapshot, differentiable in parameters and inputs.
 
@@ -65,8 +116,7 @@ class PointLosses:
         Raises:
             LossError: `loss` cannot be called.
         """
-        if not callable(loss):
-            raise LossError(f"`loss` must be callable as loss(output, y); got {loss!r}.")
+        check_loss(loss)
         self.snapshot = snapshot
         self.reduction: Reduction | None = None
         self.bytes_per_point = 0
@@ -91,18 +141,25 @@ class PointLosses:
 
     def mean_of_outputs(self, outputs: Any, batch: TorchBatch) -> Tensor:
         """Return the mean loss of the points as a function of the model's outputs."""
-        value = self._loss(outputs, batch.y)
+        value = self._of(outputs, batch.y)
         return value.sum() / batch.size if self.reduction == "sum" else value.mean()
 
     def point(self, parameters: Mapping[str, Tensor], x: Any, y: Any) -> Tensor:
         """Return the loss of one point without a batch axis: the definition."""
-        value = self._loss(self.snapshot(parameters, _unsqueeze(x)), _unsqueeze(y))
+        value = self._of(self.snapshot(parameters, _unsqueeze(x)), _unsqueeze(y))
         return value.reshape(())
 
-    def learn(self, batch: TorchBatch) -> None:
-        """Find out what the loss of a batch is, if `batch` can tell and nobody has yet."""
-        if self._route is None and batch.size > 1:
-            self.check(batch, "the first batch")
+    @property
+    def learnt(self) -> bool:
+        """Whether a batch of two or more has shown how the losses are computed."""
+        return self._route is not None
+
+    def measure(self, batch: TorchBatch) -> None:
+        """Set `bytes_per_point`, if nobody has yet; a model that fails is left to `check`."""
+        if self.bytes_per_point or batch.size == 1:
+            return
+        with untouched_random_state(), suppress(Exception):
+            self.bytes_per_point = self._measure(batch[: min(_MEASURED, batch.size)])
 
     def check(self, batch: TorchBatch, where: str) -> None:
         """Raise if the losses of `batch` are not what they were learnt to be.
@@ -112,30 +169,57 @@ class PointLosses:
             LossError: the batch loss is neither mean, sum nor vector of the point losses.
         """
         with torch.no_grad(), untouched_random_state():
-            value = self._evaluate(batch, where)
+            outputs, value = self._evaluate(batch, where)
             if batch.size == 1:
                 return
             if self._route is None:
-                self._route = self._find_route(value, batch, where)
-                self.bytes_per_point = self._measure(batch)
-            points = self._points(value, batch, where)
-        possible = _reductions(value, points, self._precision(batch))
+                self._route = self._find_route(outputs, value, batch, where)
+            points = self._points(outputs, value, batch, where)
+            seen = [_Comparison(value, points, self._tolerance(outputs, value, batch))]
+            if not seen[0].telling:
+                seen.extend(self._at_smaller_outputs(outputs, batch))
+        for comparison in seen:
+            self._hold(comparison, where)
+
+    def _hold(self, comparison: _Comparison, where: str) -> None:
+        possible = comparison.reductions()
         if self.reduction is not None:
             possible &= {self.reduction}
         if not possible:
-            raise _neither(value, points, where)
-        if len(possible) == 1:
+            raise _neither(comparison.value, comparison.points, where)
+        if len(possible) == 1 and (comparison.telling or "none" in possible):
             (self.reduction,) = possible
 
-    def _points(self, value: Tensor, batch: TorchBatch, where: str) -> Tensor:
+    def _at_smaller_outputs(self, outputs: Any, batch: TorchBatch) -> list[_Comparison]:
+        """Compare where the losses are larger: what a loss does to a batch shows at any outputs.
+
+        A well-fitted model has losses below the rounding of its outputs; nearer to zero the outputs
+        fit the targets no longer, and stay what the loss can take (probabilities, variances).
+        """
+        assert self._route is not None  # check found it
+        if self._route.model == "point":
+            return []
+        smaller = pytree.tree_map(
+            lambda t: t * _SHRUNK if isinstance(t, Tensor) and t.is_floating_point() else t, outputs
+        )
+        try:
+            value = self._of(smaller, batch.y)
+            points = self._points_of(self._route, smaller, batch)
+        except Exception as error:  # outputs that the loss does not take tell nothing
+            _LOGGER.info("the loss cannot be evaluated at smaller outputs: %s", error)
+            return []
+        finite = torch.isfinite(value).all() and torch.isfinite(points).all()
+        return [_Comparison(value, points, self._tolerance(smaller, value, batch))] * bool(finite)
+
+    def _points(self, outputs: Any, value: Tensor, batch: TorchBatch, where: str) -> Tensor:
         try:
             return self.vector(self.snapshot.parameters, batch)
         except Exception:  # outputs that an earlier batch had along the points by chance only
-            self._route = self._find_route(value, batch, where)
+            self._route = self._find_route(outputs, value, batch, where)
             return self.vector(self.snapshot.parameters, batch)
 
-    def _evaluate(self, batch: TorchBatch, where: str) -> Tensor:
-        value = self._batch_loss(batch, where)
+    def _evaluate(self, batch: TorchBatch, where: str) -> tuple[Any, Tensor]:
+        outputs, value = self._batch_loss(batch, where)
         if not _is_loss(value, batch.size):
             raise LossError(
                 f"`{where}`: the loss must return a scalar, or one number a point; got "
@@ -148,26 +232,34 @@ class PointLosses:
                 "points where it is, or train the model with a smaller step."
             )
         if self._route is None and not _same(
-            value, self._batch_loss(batch, where), self._precision(batch)
+            value, self._batch_loss(batch, where)[1], self._precision(batch)
         ):
             raise ModelError(
                 f"`{where}`: the loss changes from one evaluation to the next, so it has no "
                 "derivative. Call `model.eval()`, and use no random operation in the model."
             )
-        return value
+        return outputs, value
 
-    def _batch_loss(self, batch: TorchBatch, where: str) -> Tensor:
+    def _batch_loss(self, batch: TorchBatch, where: str) -> tuple[Any, Tensor]:
         try:
-            return self._loss(self.snapshot(self.snapshot.parameters, batch.x), batch.y)
+            outputs = self.snapshot(self.snapshot.parameters, batch.x)
+            return outputs, self._of(outputs, batch.y)
         except Exception as error:
             raise ModelError(
                 f"`{where}`: loss(model(x), y) fails: {type(error).__name__}: {error}. "
                 f"The parameters are {self.snapshot.compute_dtype}, {_shapes(batch)}."
+                f"{self._remedy(batch)}"
             ) from error
 
-    def _find_route(self, value: Tensor, batch: TorchBatch, where: str) -> _Route:
-        some = batch[: min(_COMPARED, batch.size)]
+    def _remedy(self, batch: TorchBatch) -> str:
+        ours = self.snapshot.compute_dtype
+        found = {t.dtype for t in pytree.tree_leaves(batch.x) if t.is_floating_point()}
+        return f" Cast x with `.to({ours})`." if found - {ours} else ""
+
+    def _find_route(self, outputs: Any, value: Tensor, batch: TorchBatch, where: str) -> _Route:
+        some = batch[: min(COMPARED, batch.size)]
         expected = self._by_definition(some, where)
+        tolerance = self._tolerance(outputs, value, batch)
         vector = [_Route("batch", "vector")] if value.shape == (batch.size,) else []
         for route in (*vector, *_ROUTES):
             try:
@@ -175,9 +267,7 @@ class PointLosses:
             except Exception as error:  # whatever vmap or a batch-bound loss cannot do
                 _LOGGER.info("the losses cannot be computed by %s: %s", route, error)
                 continue
-            if points.shape == (batch.size,) and _close(
-                points[: some.size], expected, self._precision(batch)
-            ):
+            if points.shape == (batch.size,) and tolerance.close(points[: some.size], expected):
                 if route.loss == "loop":
                     _LOGGER.info("the loss cannot be vmapped; its points are taken in a loop")
                 return route
@@ -196,14 +286,27 @@ class PointLosses:
     def _along(self, route: _Route, parameters: Mapping[str, Tensor], batch: TorchBatch) -> Tensor:
         if route.model == "point":
             return _each(lambda x, y: self.point(parameters, x, y), (batch.x, batch.y), route.loss)
-        outputs = self.snapshot(parameters, batch.x)
+        return self._points_of(route, self.snapshot(parameters, batch.x), batch)
+
+    def _points_of(self, route: _Route, outputs: Any, batch: TorchBatch) -> Tensor:
         if route.loss == "vector":
-            return self._loss(outputs, batch.y)
+            return self._of(outputs, batch.y)
         return _each(
-            lambda output, y: self._loss(_unsqueeze(output), _unsqueeze(y)).reshape(()),
+            lambda output, y: self._of(_unsqueeze(output), _unsqueeze(y)).reshape(()),
             (outputs, batch.y),
             route.loss,
         )
+
+    def _of(self, outputs: Any, y: Any) -> Tensor:
+        """Return the loss of a batch; one number a point may come with axes of length 1."""
+        value = self._loss(outputs, y)
+        if isinstance(value, Tensor) and value.ndim > 1 and value.numel() == value.shape[0]:
+            return value.reshape(-1)
+        return value
+
+    def _tolerance(self, outputs: Any, value: Tensor, batch: TorchBatch) -> _Tolerance:
+        exact = value.dtype == self._precision(batch) == torch.float64
+        return _Tolerance.of(outputs, torch.float64 if exact else torch.float32)
 
     def _precision(self, batch: TorchBatch) -> torch.dtype:
         """Return the shortest dtype that the loss may have gone through."""
@@ -223,8 +326,18 @@ class PointLosses:
             return tensor
 
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
-            self._loss(self.snapshot(leaves, batch.x), batch.y)
+            self._of(self.snapshot(leaves, batch.x), batch.y)
         return kept // batch.size
+
+
+def check_loss(loss: Any) -> None:
+    """Raise unless `loss` can be called.
+
+    Raises:
+        LossError: it cannot.
+    """
+    if not callable(loss):
+        raise LossError(f"`loss` must be callable as loss(output, y); got {loss!r}.")
 
 
 def _each(fn: Callable[..., Tensor], trees: tuple[Any, ...], how: str) -> Tensor:
@@ -245,19 +358,9 @@ def _is_loss(value: Any, size: int) -> bool:
     return tuple(value.shape) in {(), (1,), (size,)}
 
 
-def _reductions(value: Tensor, points: Tensor, precision: torch.dtype) -> set[Reduction]:
-    """Return all that the batch loss may be: mean and sum alike where all points lose nothing."""
-    if value.ndim == 1 and value.shape == points.shape:
-        return {"none"} if _close(value, points, precision) else set()
-    candidates: dict[Reduction, Tensor] = {"mean": points.mean(), "sum": points.sum()}
-    return {name for name, expected in candidates.items() if _close(value, expected, precision)}
-
-
-def _close(a: Tensor, b: Tensor, precision: torch.dtype) -> bool:
-    # float32 losses carry the rounding of logits of size ten: absolute, not relative to the loss
-    exact = a.dtype == precision == torch.float64
-    rtol, atol = (1e-9, 1e-11) if exact else (1e-4, 1e-5)
-    return bool(torch.allclose(a.reshape(b.shape), b, rtol=rtol, atol=atol))
+def _size(tensor: Tensor) -> float:
+    finite = tensor.detach().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+    return finite.abs().max().item()
 
 
 def _same(a: Tensor, b: Tensor, precision: torch.dtype) -> bool:

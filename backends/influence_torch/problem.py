@@ -11,18 +11,28 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from influence_core.arrays import map_tree
-from influence_core.errors import DataTypeError, ModelError
+from influence_core.arrays import concatenate_trees
+from influence_core.errors import DataTypeError, ModelError, OptionError
 from influence_core.methods.base import check_positive_integer
-from influence_torch.data import TorchBatch, check_finite, leaves, make_batch, read_untouched
+from influence_torch.data import (
+    TorchBatch,
+    check_finite,
+    leaves,
+    make_batch,
+    only_leaves,
+    read_untouched,
+    with_leaves,
+)
+from influence_torch.gauss_newton import gauss_newton_chain
 from influence_torch.kernels import twice_differentiable
-from influence_torch.losses import Loss, PointLosses
+from influence_torch.losses import COMPARED, Loss, PointLosses
 from influence_torch.snapshot import Forward, Snapshot
 from influence_torch.transforms import Looped, Point, Pull, Transforms, Vectorized
 from influence_torch.vectors import Layout
@@ -32,6 +42,8 @@ _T = TypeVar("_T")
 
 _VECTORIZED, _LOOPED = Vectorized(), Looped()
 _DEFAULT_MEMORY = 2**30
+# keywords that reach the backend through `Influence(..., **options)`
+_OPTIONS = ("forward", "max_memory")
 # tensors of the size of a forward pass that one row of a double-backward product holds
 _TENSORS_PER_ROW = 4
 
@@ -45,12 +57,16 @@ class TorchProblem:
         device: where to compute; None is the model's own.
         max_memory: bytes that a product may hold; None allows 1 GiB.
         forward: `fn(model, x)` where the call is not `model(x)`.
+        **unknown: refused, with a message that lists the options.
+
+    Forward hooks of the module belong to its copy: they run in every product, see the tensors of
+    the copy (with the wrappers of `torch.func` around them), and what they return counts.
 
     Raises:
         ModelError: the model cannot be copied or differentiated.
         DeviceError: its parameters lie on several devices.
         LossError: `loss` cannot be called.
-        OptionError: `max_memory` is no positive integer.
+        OptionError: `max_memory` is no positive integer, or an option is unknown.
     """
 
     def __init__(
@@ -61,12 +77,17 @@ class TorchProblem:
         device: Any = None,
         max_memory: int | None = None,
         forward: Forward | None = None,
+        **unknown: Any,
     ) -> None:
         """Copy the model."""
+        if unknown:
+            raise OptionError(
+                f"the torch backend knows the options {', '.join(map(repr, _OPTIONS))}; got "
+                f"{', '.join(map(repr, unknown))}. Correct the name, or leave it out."
+            )
+        check_memory(max_memory)
         self._snapshot = Snapshot(model, forward, device)
         self._losses = PointLosses(self._snapshot, loss)
-        if max_memory is not None:
-            check_positive_integer("max_memory", max_memory, "or None for 1 GiB")
         self._memory = max_memory or _DEFAULT_MEMORY
         self._looped: set[str] = set()
         self._checked = False
@@ -96,8 +117,7 @@ class TorchProblem:
             self._snapshot.check()
             self._checked = True
         check_finite(batch, where)
-        with self._kernels():
-            self._losses.check(batch, where)
+        self._check_loss(batch, where)
 
     def to(self, device: Any) -> TorchProblem:
         """Return the same problem on `device`."""
@@ -126,6 +146,13 @@ class TorchProblem:
 
     def gradient_combinations(self, batch: TorchBatch, w: Tensor, names: Sequence[str]) -> Tensor:
         """Return `w · gradients`, `(k, d)`: one backward pass a row."""
+        parts = [
+            self._gradient_combinations(part, w[:, points], names)
+            for points, part in self._parts(batch)
+        ]
+        return sum(parts[1:], start=parts[0])
+
+    def _gradient_combinations(self, batch: TorchBatch, w: Tensor, names: Sequence[str]) -> Tensor:
         point, layout = self._point(batch, names)
 
         def compute(transforms: Transforms) -> Tensor:
@@ -136,6 +163,9 @@ class TorchProblem:
 
     def gradient_products(self, batch: TorchBatch, v: Tensor, names: Sequence[str]) -> Tensor:
         """Return `v · gradientsᵀ`, `(k, n)`."""
+        return self._joined(lambda part: self._gradient_products(part, v, names), batch)
+
+    def _gradient_products(self, batch: TorchBatch, v: Tensor, names: Sequence[str]) -> Tensor:
         point, layout = self._point(batch, names)
         ones = {"u": torch.ones(batch.size, dtype=v.dtype, device=v.device)}
 
@@ -152,10 +182,10 @@ class TorchProblem:
 
     def hessian_product(self, batch: TorchBatch, v: Tensor, names: Sequence[str]) -> Tensor:
         """Return `v · ∇²(mean ℓ)`, `(k, d)`, all rows in one vmapped pass."""
-        return self.linearize(batch, names)(v)
+        return self._averaged(lambda part: self.linearize(part, names)(v), batch)
 
     def linearize(self, batch: TorchBatch, names: Sequence[str]) -> Callable[[Tensor], Tensor]:
-        """Return `v ↦ hessian_product(batch, v, names)`; its first call keeps the graph."""
+        """Return `v ↦ hessian_product(batch, v, names)`; its first call keeps the whole graph."""
         point, layout = self._point(batch, names)
         kept: dict[str, Pull] = {}
 
@@ -181,14 +211,16 @@ class TorchProblem:
         self, batch: TorchBatch, v: Tensor, names: Sequence[str]
     ) -> Tensor:
         """Return `v · (1/n Σ Jᵢᵀ (∇²_f ℓᵢ) Jᵢ)`, `(k, d)`."""
+        self._learn(batch)
+        # without a reduction the batch loss cannot stand in for the losses of the points
+        most = 1 if self._losses.reduction is None else None
+        return self._averaged(lambda part: self._gauss_newton(part, v, names), batch, most)
+
+    def _gauss_newton(self, batch: TorchBatch, v: Tensor, names: Sequence[str]) -> Tensor:
         point, layout = self._point(batch, names)
-        if self._losses.reduction is None and batch.size > 1:  # the batch loss cannot stand in
-            points = [batch[i : i + 1] for i in range(batch.size)]
-            parts = [self.generalized_gauss_newton_product(one, v, names) for one in points]
-            return torch.stack(parts).mean(dim=0)
 
         def compute(transforms: Transforms) -> Tensor:
-            chain = _gauss_newton_chain(transforms, self._losses, self._snapshot, point, batch)
+            chain = gauss_newton_chain(transforms, self._losses, self._snapshot, point, batch)
             return self._each(
                 transforms, lambda r: layout.join(chain(layout.split(r))), v, batch, layout
             )
@@ -203,6 +235,9 @@ class TorchProblem:
         Raises:
             DataTypeError: `x` holds integers only.
         """
+        return self._joined(lambda part: self._mixed_gradient_products(part, v, names), batch)
+
+    def _mixed_gradient_products(self, batch: TorchBatch, v: Tensor, names: Sequence[str]) -> Any:
         point, layout = self._point(batch, names)
         inputs = {path: x for path, x in leaves(batch.x) if x.is_floating_point()}
         if not inputs:
@@ -214,19 +249,55 @@ class TorchProblem:
 
         def compute(transforms: Transforms) -> Point:
             def gradient(x: Point) -> Point:
-                moved = TorchBatch(_replaced(batch.x, x), batch.y, batch.size)
+                moved = TorchBatch(with_leaves(batch.x, x), batch.y, batch.size)
                 return transforms.gradient(lambda p: self._losses.vector(p, moved).sum())(point)
 
             pull = transforms.pullback(gradient, inputs)
             return self._each(transforms, lambda r: pull(layout.split(r)), v, batch, layout)
 
-        return _only_leaves(batch.x, self._run("mixed_gradient_products", compute))
+        return only_leaves(batch.x, self._run("mixed_gradient_products", compute))
 
     def _point(self, batch: TorchBatch, names: Sequence[str]) -> tuple[Point, Layout]:
-        with self._kernels():
-            self._losses.learn(batch)
+        self._learn(batch)
         parameters = self._snapshot.parameters
         return {name: parameters[name] for name in names}, Layout.of(parameters, names)
+
+    def _learn(self, batch: TorchBatch) -> None:
+        if batch.size > 1 and not self._losses.learnt:
+            self._check_loss(batch, "the first batch")
+
+    def _check_loss(self, batch: TorchBatch, where: str) -> None:
+        with self._kernels():
+            self._losses.measure(batch)
+            fitting = max(self._memory // max(self._losses.bytes_per_point, 1), COMPARED)
+            for _, part in _slices(batch, fitting):
+                self._losses.check(part, where)
+
+    def _joined(self, of_part: Callable[[TorchBatch], _T], batch: TorchBatch) -> _T:
+        """Return what `of_part` says about the points, `(k, n, …)`, for all points of `batch`."""
+        return concatenate_trees([of_part(part) for _, part in self._parts(batch)], axis=1)
+
+    def _averaged(
+        self,
+        of_part: Callable[[TorchBatch], Tensor],
+        batch: TorchBatch,
+        most: int | None = None,
+    ) -> Tensor:
+        """Return the mean over the points of `batch` of means over at most `most` points."""
+        total: Tensor | None = None
+        for _, part in self._parts(batch, most):
+            share = of_part(part) * (part.size / batch.size)
+            total = share if total is None else total + share
+        assert total is not None  # no batch is empty
+        return total
+
+    def _parts(
+        self, batch: TorchBatch, most: int | None = None
+    ) -> Iterator[tuple[slice, TorchBatch]]:
+        """Yield the batch in slices whose forward pass fits into memory for at least one row."""
+        self._learn(batch)
+        fitting = self._memory // max(_TENSORS_PER_ROW * self._losses.bytes_per_point, 1)
+        return _slices(batch, max(min(fitting, most or fitting), 1))
 
     def _each(
         self,
@@ -260,8 +331,34 @@ class TorchProblem:
                 _LOGGER.info("%s runs in a loop over points: vmap cannot (%s)", name, error)
                 return answer
 
-    def _kernels(self) -> Any:
-        return twice_differentiable(recurrent=self._snapshot.recurrent)
+    @contextmanager
+    def _kernels(self) -> Iterator[None]:
+        """Compute in the dtype of the parameters, with kernels that can be differentiated."""
+        with (
+            torch.autocast("cpu", enabled=False),
+            torch.autocast(self._snapshot.device.type, enabled=False),
+            twice_differentiable(recurrent=self._snapshot.recurrent),
+        ):
+            yield
+
+
+def check_memory(max_memory: Any) -> None:
+    """Raise unless `max_memory` is a number of bytes, or None.
+
+    Raises:
+        OptionError: it is no positive integer.
+    """
+    if max_memory is not None:
+        check_positive_integer("max_memory", max_memory, "or None for 1 GiB")
+
+
+def _slices(batch: TorchBatch, size: int) -> Iterator[tuple[slice, TorchBatch]]:
+    if size >= batch.size:
+        yield slice(None), batch
+        return
+    for start in range(0, batch.size, size):
+        points = slice(start, start + size)
+        yield points, batch[points]
 
 
 def _in_a_loop(name: str, compute: Callable[[Transforms], _T]) -> _T:
@@ -274,64 +371,6 @@ def _in_a_loop(name: str, compute: Callable[[Transforms], _T]) -> _T:
             f"`{name}` of the model and loss fails: {type(error).__name__}: {error}. Every "
             "operation needs a first and a second derivative; replace the one that has none."
         ) from error
-
-
-def _gauss_newton_chain(
-    transforms: Transforms,
-    losses: PointLosses,
-    snapshot: Snapshot,
-    point: Point,
-    batch: TorchBatch,
-) -> Callable[[Point], Point]:
-    """Return `v ↦ Jᵀ ∇²_f(mean ℓ) J v`; `J v` is the transpose of `u ↦ Jᵀu`, pulled back."""
-
-    def outputs(parameters: Point) -> Point:
-        return _float_leaves(snapshot(parameters, batch.x))
-
-    at = {name: t.detach() for name, t in outputs(point).items()}
-    if not at:
-        raise ModelError(
-            "second_order_mode='generalized_gauss_newton' needs a model whose output is a tensor, "
-            "or a dict or tuple of tensors. Unpack what it returns through `forward=`."
-        )
-    structure = pytree.tree_map(
-        lambda t: t.detach() if isinstance(t, Tensor) else t, snapshot(point, batch.x)
-    )
-
-    def mean(leaves_: Point) -> Tensor:
-        return losses.mean_of_outputs(_with_leaves(structure, leaves_), batch)
-
-    transpose = transforms.pullback(outputs, point)
-    zeros = {name: torch.zeros_like(t) for name, t in at.items()}
-    forward = transforms.pullback(lambda u: transforms.pullback(outputs, point)(u), zeros)
-    curvature = transforms.pullback(transforms.gradient(mean), at)
-    return lambda v: transpose(curvature(forward(v)))
-
-
-def _float_leaves(tree: Any) -> Point:
-    found = pytree.tree_leaves(tree)
-    return {
-        str(i): t for i, t in enumerate(found) if isinstance(t, Tensor) and t.is_floating_point()
-    }
-
-
-def _with_leaves(tree: Any, replaced: Point) -> Any:
-    found, structure = pytree.tree_flatten(tree)
-    return pytree.tree_unflatten([replaced.get(str(i), t) for i, t in enumerate(found)], structure)
-
-
-def _replaced(tree: Any, by_path: Point) -> Any:
-    paths = iter([path for path, _ in leaves(tree)])
-    return map_tree(lambda t: by_path.get(next(paths), t), tree)
-
-
-def _only_leaves(tree: Any, by_path: Point, path: str = "") -> Any:
-    if isinstance(tree, Mapping):
-        parts = {k: _only_leaves(child, by_path, f"{path}[{k!r}]") for k, child in tree.items()}
-        return {k: part for k, part in parts.items() if part is not None}
-    if isinstance(tree, tuple | list):
-        return tuple(_only_leaves(t, by_path, f"{path}[{i}]") for i, t in enumerate(tree))
-    return by_path.get(path)
 
 
 def _detached(answer: _T) -> _T:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -15,6 +16,8 @@ from torch.utils import _pytree as pytree
 from influence_core.errors import DeviceError, ModelError, OptionError
 from influence_torch.kernels import replace_kernels
 
+_LOGGER = logging.getLogger(__name__)
+
 Forward = Callable[[nn.Module, Any], Any]
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -23,6 +26,7 @@ _HALF = (torch.float16, torch.bfloat16)
 class Snapshot:
     """The parameters, buffers and code of a module at one moment.
 
+    Forward hooks of the module are copied with it: they run with the copy and see its tensors.
     Half-precision parameters are computed with in float32. Each thread calls a copy of the module
     of its own; all copies share the tensors.
 
@@ -39,9 +43,11 @@ class Snapshot:
             DeviceError: its parameters lie on several devices.
             OptionError: `forward` cannot be called.
         """
-        model = _checked(model)
-        if not callable(forward or _call):
-            raise OptionError(f"`forward` must be callable as forward(model, x); got {forward!r}.")
+        check_module(model)
+        check_forward(forward)
+        if device is not None:
+            check_device(device)
+        model = _differentiable(model)
         wanted = {name for name, p in model.named_parameters() if p.requires_grad}
         if not wanted:
             raise ModelError(
@@ -58,6 +64,8 @@ class Snapshot:
         if device is not None:
             self._module.to(device)
         self._read(wanted)
+        if any(module._forward_hooks or _pre_hooks(module) for module in self._module.modules()):
+            _LOGGER.info("the forward hooks of the model run with a copy of it, in every product")
 
     @property
     def device(self) -> torch.device:
@@ -109,7 +117,12 @@ class Snapshot:
                 )
 
     def to(self, device: Any) -> Snapshot:
-        """Return the snapshot on `device`."""
+        """Return the snapshot on `device`.
+
+        Raises:
+            DeviceError: torch has no such device here.
+        """
+        check_device(device)
         moved = copy.copy(self)
         moved._module = copy.deepcopy(self._module).to(device)
         moved._threads = threading.local()
@@ -169,7 +182,12 @@ def _call(model: nn.Module, x: Any) -> Any:
     return model(x)
 
 
-def _checked(model: Any) -> nn.Module:
+def check_module(model: Any) -> None:
+    """Raise unless `model` is a Python module of torch.
+
+    Raises:
+        ModelError: it is not.
+    """
     if isinstance(model, torch.jit.ScriptModule | torch.jit.ScriptFunction):
         raise ModelError(
             "a TorchScript model cannot be differentiated by torch.func. Pass the Python module "
@@ -177,6 +195,35 @@ def _checked(model: Any) -> nn.Module:
         )
     if not isinstance(model, nn.Module):
         raise ModelError(f"`model` must be a torch.nn.Module; got {type(model).__name__}.")
+
+
+def check_forward(forward: Any) -> None:
+    """Raise unless `forward` can be called, or is None.
+
+    Raises:
+        OptionError: it cannot.
+    """
+    if not callable(forward or _call):
+        raise OptionError(f"`forward` must be callable as forward(model, x); got {forward!r}.")
+
+
+def check_device(device: Any) -> None:
+    """Raise unless tensors can be made on `device`.
+
+    Raises:
+        DeviceError: they cannot.
+    """
+    try:
+        torch.empty(0, device=torch.device(device))
+    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DeviceError(
+            f"`to({device!r})` needs a device that torch can use on this machine ({reason}). "
+            "Pass 'cpu', or where `torch.cuda.is_available()` a device such as 'cuda:0'."
+        ) from error
+
+
+def _differentiable(model: nn.Module) -> nn.Module:
     if any(isinstance(hook, WeightNorm) for m in model.modules() for hook in _pre_hooks(m)):
         raise ModelError(
             "torch.nn.utils.weight_norm has no right second derivative; "

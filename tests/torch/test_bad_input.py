@@ -1,6 +1,7 @@
 """Bad input and determinism: clear errors, nothing half-fitted, the same answer twice."""
 
 import math
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from zoo import MODES, Case, batches, classes, close, convex_case, mlp_case, normal, seeded
 
+from influence_core import Direct, Influence
 from influence_core.errors import (
     BlockError,
     DataError,
@@ -51,8 +53,8 @@ FITS = {
     "zip": (zip([X], [Y], strict=True), DataTypeError, TypeError, "iterated again"),
     "number": (3, DataTypeError, TypeError, "iterable"),
     "None": (None, DataTypeError, TypeError, "iterable"),
-    "different lengths": ([(X, Y[:-1])], DataError, ValueError, "23 and 22"),
-    "three parts": ([(X, Y, Y)], DataTypeError, TypeError, "pair"),
+    "different lengths": ([(X, Y[:-1])], DataError, ValueError, r"23 and 22.*\[\(x, y\)\]"),
+    "three parts": ([(X, Y, Y)], DataTypeError, TypeError, r"pair.*\[\(x, y\)\]"),
     "no pair": ([X], DataTypeError, TypeError, "pair"),
     "array": ([(X.numpy(), Y)], DataTypeError, TypeError, "ndarray.*torch.as_tensor"),
     "list": ([(X, Y.tolist())], DataTypeError, TypeError, "int"),
@@ -66,6 +68,12 @@ FITS = {
     ),
     "infinity in x": ([(with_nan(X, 1, math.inf), Y)], DataError, ValueError, r"infinity.*\[1\]"),
     "wrong shape": ([(X[:, :3], Y)], ModelError, ValueError, "fails"),
+    "wrong dtype": (
+        [(X.float(), Y)],
+        ModelError,
+        ValueError,
+        r"Cast x with `.to\(torch.float64\)`",
+    ),
     "wrong labels": ([(X, Y + 2)], ModelError, ValueError, "fails"),
 }
 
@@ -328,6 +336,26 @@ def test_integer_leaves_of_a_tuple_are_none():
     close(got, want)
 
 
+class Pair(NamedTuple):
+    tokens: torch.Tensor
+    values: torch.Tensor
+
+
+class Listed(Tokens):
+    def forward(self, x):
+        return super().forward(tuple(x))
+
+
+@pytest.mark.parametrize("kind", [list, Pair._make])
+def test_perturbations_come_in_the_container_of_the_inputs(kind):
+    x = kind([INTEGERS, VALUES])
+    model = DirectInfluence(seeded(Listed), F.cross_entropy, 1.0).fit([(x, classes(9))])
+    got = model.influences(x, classes(9), mode="perturbation")
+    assert type(got) is type(x)
+    assert got[0] is None
+    assert got[1].shape == (9, *VALUES.shape)
+
+
 def test_leaves_of_different_length():
     case = tokens_case((INTEGERS, VALUES))
     with pytest.raises(DataError, match="same number"):
@@ -389,3 +417,23 @@ def test_a_loss_that_is_nan_for_one_point():
 
     with pytest.raises(LossError, match="NaN or infinite"):
         DirectInfluence(CASE.model, loss, 1.0).fit(CASE.loader())
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize(
+    ("model", "loss", "keywords", "error"),
+    [
+        (lambda x: x, CASE.loss, {}, ModelError),
+        (CASE.model, None, {}, LossError),
+        (CASE.model, CASE.loss, {"forward": 3}, OptionError),
+        (CASE.model, CASE.loss, {"max_memory": 0}, OptionError),
+    ],
+)
+def test_constructors(solver, model, loss, keywords, error):
+    with pytest.raises(error):
+        solver(model, loss, 0.5, **keywords)
+
+
+def test_an_unknown_option():
+    with pytest.raises(OptionError, match=r"'forward', 'max_memory'.*'regularisation'"):
+        Influence(CASE.model, CASE.loss, Direct(), regularisation=0.1).fit(CASE.loader())

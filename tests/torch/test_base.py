@@ -15,7 +15,7 @@ from zoo import MODES, Case, classes, close, convex_case, mlp_case, normal, seed
 
 import influence_core
 from influence_core import Cg, Direct
-from influence_core.errors import ModelError, OptionError
+from influence_core.errors import ModelError, OptionError, RegularizationError
 from influence_torch import (
     CgInfluence,
     DirectInfluence,
@@ -43,7 +43,6 @@ class Diagonal(TorchInfluenceFunctionModel):
         return self.diagonal is not None
 
     def fit(self, data):
-        self.snapshot()
         dense = Case(self.model, self.loss, *map(torch.cat, zip(*data, strict=True))).dense()
         self.diagonal = dense.curvature().diagonal() + self.damping
         return self
@@ -93,6 +92,73 @@ def test_a_method_of_a_user_reads_the_parameters_at_fit():
     assert not torch.allclose(model.fit(CASE.loader()).influences(*TEST), before)
 
 
+def test_a_fit_that_fails_keeps_the_parameters_of_the_last():
+    module = seeded(lambda: nn.Linear(4, 3))
+    model = Diagonal(module, CASE.loss, 0.5).fit(CASE.loader())
+    before = model.influences(*TEST)
+    with torch.no_grad():
+        module.weight.mul_(2)
+    with pytest.raises(TypeError):
+        model.fit(None)
+    assert torch.equal(model.influences(*TEST), before)
+
+
+class Scaled(TorchInfluenceFunctionModel):
+    """A user's method that makes nothing but the abstract members."""
+
+    is_fitted = False
+
+    def fit(self, data):
+        self.is_fitted = True
+        return self
+
+    def solve_rows(self, rows):
+        return rows / self.regularization
+
+
+def test_members_of_a_method_of_a_user():
+    module = seeded(lambda: nn.Linear(4, 3)).bfloat16()
+    model = Scaled(module, CASE.loss)
+    assert model.with_regularization({"": 2}) is model
+    assert model.regularization == 2.0
+    for each in (model, model.fit(CASE.loader())):
+        assert each.to("cpu") is each
+        assert each.device == torch.device("cpu")
+        assert each.dtype == torch.bfloat16
+        assert each.n_parameters == 15
+        assert each.block_names == [""]
+        assert not each.is_thread_safe
+    assert model.influences(*TEST).dtype == torch.bfloat16
+    with pytest.raises(RegularizationError, match="unknown"):
+        model.with_regularization({"unknown": 1.0})
+    with pytest.raises(RegularizationError):
+        model.with_regularization(-1.0)
+    assert model.regularization == 2.0
+
+
+def test_a_method_of_a_user_under_a_new_regularization():
+    model = Scaled(CASE.model, CASE.loss).with_regularization(2.0).fit(CASE.loader())
+    gradients = CASE.dense().gradients(*TEST)
+    close(model.influence_factors(*TEST), gradients / 2)
+    close(model.with_regularization(4).influence_factors(*TEST), gradients / 4)
+
+
+def test_a_method_of_a_user_reports_nothing():
+    model = Scaled(CASE.model, CASE.loss).with_regularization(2.0)
+    with pytest.raises(NotFittedException):
+        _ = model.report
+    model.fit(CASE.loader()).influences(*TEST)
+    assert model.report is None
+
+
+@pytest.mark.parametrize("solver", [DirectInfluence, CgInfluence])
+def test_the_documented_classes_have_no_snapshot_to_take(solver):
+    model = solver(CASE.model, CASE.loss, 0.5)
+    assert not hasattr(model, "snapshot")
+    model.fit(CASE.loader()).influences(*TEST)
+    assert model.report.converged.all()
+
+
 def test_solve_rows():
     model = DirectInfluence(CASE.model, CASE.loss, 0.5).fit(CASE.loader())
     rows = normal(3, 15, seed=8)
@@ -128,8 +194,52 @@ def test_chunks(memory, monkeypatch):
     batch = problem.batch((case.x, case.y))
     problem.gradients(batch, list(problem.parameters))
     problem.hessian_product(batch, normal(3, 31), list(problem.parameters))
-    assert len(sizes) == 2
+    assert len(sizes) == (24 if memory else 2)  # products take the points one by one as well
     assert all(size == 1 if memory else size > 23 for size in sizes)
+
+
+class Watched(nn.Sequential):
+    """Notes the largest batch that its forward sees."""
+
+    largest = 0
+
+    def forward(self, x):
+        Watched.largest = max(Watched.largest, len(x))
+        return super().forward(x)
+
+
+PRODUCTS = {
+    "gradients": lambda p, b, names, d: p.gradients(b, names),
+    "gradient products": lambda p, b, names, d: p.gradient_products(b, normal(3, d), names),
+    "gradient combinations": lambda p, b, names, d: p.gradient_combinations(
+        b, normal(3, b.size), names
+    ),
+    "hessian product": lambda p, b, names, d: p.hessian_product(b, normal(3, d), names),
+    "generalized Gauss-Newton product": lambda p, b, names, d: p.generalized_gauss_newton_product(
+        b, normal(3, d), names
+    ),
+    "mixed gradient products": lambda p, b, names, d: p.mixed_gradient_products(
+        b, normal(3, d), names
+    ),
+}
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_a_forward_pass_sees_no_more_points_than_fit_into_memory(name, reduction, monkeypatch):
+    model = seeded(lambda: Watched(nn.Linear(3, 50), nn.Tanh(), nn.Linear(50, 3)))
+    x, y = normal(230, 3), classes(230)
+    answers = []
+    for memory, most in ((None, 230), (100_000, 125), (20_000, 32)):
+        loss = nn.CrossEntropyLoss(reduction=reduction)
+        problem = TorchProblem(model, loss, max_memory=memory)
+        batch = problem.batch((x, y))
+        monkeypatch.setattr(Watched, "largest", 0)
+        problem.validate(batch, "here")
+        answers.append(PRODUCTS[name](problem, batch, list(problem.parameters), 353))
+        assert Watched.largest <= most
+    for answer in answers[1:]:
+        close(answer, answers[0], 1e-12)
 
 
 def test_the_measured_memory_counts_activations_not_weights():
@@ -254,6 +364,20 @@ def test_a_forward_that_fails():
         model.fit(CASE.loader())
     with pytest.raises(OptionError, match="`forward`"):
         DirectInfluence(CASE.model, CASE.loss, 0.5, forward=3).fit(CASE.loader())
+
+
+def test_forward_hooks_run_with_the_copy_and_are_mentioned_once(caplog):
+    case = mlp_case()
+    seen = []
+    handle = case.model[0].register_forward_hook(lambda m, args, out: seen.append(m) or 2 * out)
+    with caplog.at_level(logging.INFO, "influence_torch"):
+        model = DirectInfluence(case.model, case.loss, 5.0).fit(case.loader())
+        got = model.influences(*case.part(0, 3))
+    assert sum("hooks" in record.message for record in caplog.records) == 1
+    assert seen
+    assert not any(m is case.model[0] for m in seen)
+    close(got, case.dense().influences(*case.part(0, 3), regularization=5.0))
+    handle.remove()
 
 
 def python(code):

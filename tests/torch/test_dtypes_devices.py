@@ -128,6 +128,32 @@ def test_to_cpu(solver):
     assert model.device == torch.device("cpu")
 
 
+@pytest.mark.parametrize("fit", [True, False])
+@pytest.mark.parametrize("solver", [DirectInfluence, CgInfluence])
+def test_to_nowhere(solver, fit, monkeypatch):
+    model = solver(CASE.model, CASE.loss, 0.5)
+    if fit:
+        model.fit(CASE.loader())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    devices = ["nonsense", None] if torch.cuda.device_count() else ["nonsense", None, "cuda"]
+    for device in devices:
+        with pytest.raises(DeviceError, match="needs a device that torch can use"):
+            model.to(device)
+    assert model.fit(CASE.loader()).device == torch.device("cpu")
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("solver", [DirectInfluence, CgInfluence])
+def test_autocast_of_the_caller_changes_nothing(solver, mode):
+    case = mlp_case(dtype=torch.float32)
+    model = solver(case.model, case.loss, 5.0, second_order_mode=mode)
+    want = model.fit(case.loader()).influences(*case.part(0, 3), case.x, case.y)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = model.fit(case.loader()).influences(*case.part(0, 3), case.x, case.y)
+        assert torch.is_autocast_enabled("cpu")
+    assert torch.equal(got, want)
+
+
 gpu = pytest.mark.gpu
 GPU = "cuda"
 

@@ -140,7 +140,6 @@ def test_a_query_is_held_to_the_contract():
 
 RETURNS = {
     "n-by-s": lambda f, y: (f - 1).square(),
-    "n-by-1": lambda f, y: (f - 1).square().sum(1, keepdim=True),
     "a number": lambda f, y: 1.0,
     "an integer": lambda f, y: (f.argmax(1) == y).sum(),
     "None": lambda f, y: None,
@@ -230,3 +229,81 @@ def test_targets_that_are_more_precise_than_the_model(reduction):
     got = DirectInfluence(model, case.loss, 0.1).fit(case.loader(17))
     want = case.dense().influences(*case.part(0, 3), regularization=0.1)
     close(got.influences(*case.part(0, 3)), want, 1e-4)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("kind", [nn.MSELoss, nn.BCEWithLogitsLoss])
+def test_a_vector_with_axes_of_length_one(kind, mode, batch_size):
+    model = seeded(lambda: nn.Linear(3, 1))
+    x, y = normal(9, 3), torch.sigmoid(normal(9, 1, seed=2))
+    case = Case(model, kind(reduction="none"), x, y)
+    want = Case(model, kind(), x, y).dense().influences(x, y, mode=mode, regularization=0.1)
+    got = DirectInfluence(model, case.loss, 0.1, second_order_mode=mode)
+    close(got.fit(case.loader(batch_size)).influences(x, y), want)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_one_number_an_output_is_refused(batch_size):
+    case = Case(seeded(lambda: nn.Linear(3, 2)), F.mse_loss, normal(9, 3), normal(9, 2, seed=2))
+    with pytest.raises(LossError, match="one number a point"):
+        ask(nn.MSELoss(reduction="none"), loader=case.loader(batch_size), case=case)
+
+
+def learnt_case(loss, dtype):
+    """A classifier that is right by twelve or so: losses of some 1e-5."""
+    model = nn.Linear(3, 3, bias=False).to(dtype)
+    y = classes(24)
+    x = F.one_hot(y, 3).to(dtype) + 0.05 * normal(24, 3, dtype=dtype)
+    with torch.no_grad():
+        model.weight.copy_(12.0 * torch.eye(3))
+    return Case(model, loss, x, y)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_classifier_that_has_learnt_its_data(mode, reduction, dtype):
+    case = learnt_case(REDUCTIONS[reduction], dtype)
+    model = DirectInfluence(case.model, case.loss, 1e-2, second_order_mode=mode)
+    model.fit(case.loader(8))
+    assert model._fitted.problem._losses.reduction == reduction
+    want = case.dense().influences(*case.part(0, 3), mode=mode, regularization=1e-2)
+    close(model.influences(*case.part(0, 3)), want, 1e-2 if dtype == torch.float32 else 1e-8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        nn.CrossEntropyLoss(weight=torch.tensor([1.0, 3.0, 10.0])),
+        nn.CrossEntropyLoss(ignore_index=1),
+        lambda f, y: F.cross_entropy(f, y, reduction="sum") / len(y) ** 0.5,
+        lambda f, y: F.cross_entropy(f, y, reduction="none") * len(y),
+    ],
+)
+def test_neither_mean_nor_sum_of_tiny_losses(loss, dtype):
+    case = learnt_case(loss, dtype)
+    if isinstance(loss, nn.Module):
+        loss.to(dtype)
+    with pytest.raises(LossError, match="reduction='none'"):
+        DirectInfluence(case.model, loss, 1e-2).fit(case.loader(8))
+
+
+def test_losses_that_tell_nothing_at_any_outputs():
+    case = learnt_case(lambda f, y: F.relu(F.cross_entropy(f, y) - 100), torch.float64)
+    model = DirectInfluence(case.model, case.loss, 1.0).fit(case.loader(8))
+    assert model._fitted.problem._losses.reduction is None
+    assert not model.influences(*case.part(0, 3)).any()
+
+
+def test_outputs_that_the_loss_does_not_take_are_no_error():
+    def strict(f, y):
+        assert torch.allclose(f.sum(1), torch.ones_like(f.sum(1)))
+        return F.nll_loss(f.log(), y)
+
+    case = learnt_case(strict, torch.float64)
+    keywords = {"forward": lambda m, x: m(x).softmax(1)}
+    model = DirectInfluence(case.model, strict, 1.0, **keywords).fit(case.loader(8))
+    want = Case(case.model, strict, case.x, case.y, keywords["forward"]).dense()
+    close(model.influences(*case.part(0, 3)), want.influences(*case.part(0, 3), regularization=1.0))
