@@ -15,7 +15,7 @@ from influence_core.blocks import (
 )
 from influence_core.calls import InfluenceFunctionModel
 from influence_core.curvature import make_curvature
-from influence_core.errors import OptionError
+from influence_core.errors import OptionError, RegularizationError
 from influence_core.fitted import FittedInfluence, hand_over
 from influence_core.methods import Method
 from influence_core.modes import BlockMode, SecondOrderMode, parse_mode
@@ -157,7 +157,11 @@ class Influence(InfluenceFunctionModel):
                 regularisation then stays as it was.
         """
         names = self.block_names if isinstance(regularization, Mapping) else None
-        self._regularization = make_regularization(regularization, names)
+        try:
+            self._regularization = make_regularization(regularization, names)
+        except RegularizationError:  # say it again, with the names of the blocks: they cost a copy
+            make_regularization(regularization, self.block_names)
+            raise
         return self
 
     def to(self, device: Any) -> Self:

@@ -159,3 +159,10 @@ def test_unknown_blocks_are_refused(structure):
         model.with_regularization(wrong)
     with pytest.raises(RegularizationError, match=words):
         model.fit(setting.loader()).with_regularization(wrong)
+
+
+def test_messages_list_the_blocks():
+    setting = make_setting("tanh_squared")
+    for value in (-1.0, {"hidden": -1.0}, {"nowhere": 1.0}):
+        with pytest.raises(RegularizationError, match=r"The blocks are \['hidden', 'output'\]"):
+            influence(setting, block_structure="layer_wise", regularization=value)
