@@ -52,7 +52,7 @@ def report() -> str:
         scores = model.influences_from_factors(factors, work.x, work.y)
         error = float((scores.double() - exact).norm() / exact.norm())
         lines.append(
-            f"| {name} | {taken:.2f} | {steps} | {residual:.1e} | {error:.1e} "
+            f"| {name} | {taken:.2f} | {steps} | {residual:.3e} | {error:.1e} "
             f"| {taken / (steps * RIGHT_HAND_SIDES * training_pass):.2f} "
             f"| {one_by_one / taken:.1f} |"
         )

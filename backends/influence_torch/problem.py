@@ -127,7 +127,7 @@ class TorchProblem:
         return moved
 
     def hand_over(self, answer: Tensor) -> Tensor:
-        """Return an answer in the dtype of the user's parameters, sharing no memory with ours."""
+        """Return an answer in the dtype of the user's parameters."""
         return answer.detach().to(self._snapshot.dtype)
 
     def gradients(self, batch: TorchBatch, names: Sequence[str]) -> Tensor:

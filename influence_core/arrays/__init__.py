@@ -2,7 +2,6 @@
 
 from influence_core.arrays.exchange import Exchange, check_array_backend, exchange_for
 from influence_core.arrays.linalg import (
-    diagonal,
     eigh,
     masked_reciprocal,
     row_dots,
@@ -35,7 +34,6 @@ __all__ = [
     "check_array_backend",
     "concatenate_trees",
     "device",
-    "diagonal",
     "eigh",
     "epsilon",
     "exchange_for",

@@ -35,11 +35,6 @@ def symmetrize(matrix: Array) -> Array:
     return (matrix + namespace(matrix).matrix_transpose(matrix)) / 2
 
 
-def diagonal(matrix: Array) -> Array:
-    """Return the diagonal of a square matrix."""
-    return namespace(matrix).linalg.diagonal(matrix)
-
-
 def eigh(matrix: Array) -> tuple[Array, Array]:
     """Return the eigenvalues (ascending) and eigenvectors, as rows, of a symmetric matrix."""
     xp = namespace(matrix)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import final
 
 from influence_core.arrays import (
@@ -101,14 +101,15 @@ class Curvature(ABC):
         The estimate is the mean of `z ⊙ Cz` over random signs `z` (Bekas, Kokiopoulou and Saad, An
         estimator for the diagonal of a matrix, 2007).
         """
-        signs = rademacher_rows(seed, samples, self.block.size, self.problem.reference)
-        xp = namespace(signs)
+        shape = (samples, self.block.size)
+        draw = cache(partial(rademacher_rows, seed, *shape, self.problem.reference))
 
         def of_batch(batch: Batch) -> Array:
             known = self.batch_diagonal(batch)
             if known is not None:
                 return known
-            return xp.mean(signs * self.batch_product(batch, signs), axis=0)
+            signs = draw()
+            return namespace(signs).mean(signs * self.batch_product(batch, signs), axis=0)
 
         diagonal, penalty = self.objective.reduce(of_batch), self._penalty()
         diagonal = diagonal if penalty is None else diagonal + penalty
