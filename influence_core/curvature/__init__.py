@@ -14,7 +14,12 @@ from influence_core.curvature.inverse import (
     join_reports,
 )
 from influence_core.curvature.nystroem import NystroemSketch, nystroem_sketch
-from influence_core.curvature.spectral import SpectralInverse, spectral_product
+from influence_core.curvature.spectral import (
+    LowRankInverse,
+    SpectralInverse,
+    check_condition,
+    spectral_product,
+)
 from influence_core.modes import SecondOrderMode
 from influence_core.objective import Objective
 
@@ -24,11 +29,13 @@ __all__ = [
     "GeneralizedGaussNewton",
     "Hessian",
     "Inverse",
+    "LowRankInverse",
     "NystroemSketch",
     "Product",
     "Solution",
     "SolveReport",
     "SpectralInverse",
+    "check_condition",
     "closed_form_report",
     "join_reports",
     "make_curvature",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -13,9 +14,21 @@ from influence_core.errors import OptionError
 class Method(ABC):
     """Settings of one way to invert; an instance is immutable and serves any number of fits."""
 
+    @property
+    def needs_damping(self) -> bool:
+        """Whether λ must be positive for every block."""
+        return False
+
     @abstractmethod
     def prepare(self, curvature: Curvature) -> Inverse:
-        """Do everything that does not depend on a right-hand side or on λ; called by `fit`."""
+        """Do everything that does not depend on a right-hand side or on λ, for one block."""
+
+    def prepare_blocks(self, curvatures: Sequence[Curvature]) -> list[Inverse]:
+        """Return the inverse of every block; called by `fit`.
+
+        A method that learns about all blocks in one pass over the data overrides this.
+        """
+        return [self.prepare(curvature) for curvature in curvatures]
 
 
 def check_positive_integer(
