@@ -26,6 +26,8 @@ from influence_core.errors import (
     ModelError,
     NonFiniteError,
     NotFittedException,
+    NotImplementedLayerRepresentationException,
+    OptimalityWarning,
     OptionError,
     PluginError,
     PluginWarning,
@@ -42,7 +44,7 @@ from influence_core.methods import (
     NystroemPreconditioner,
     Preconditioner,
 )
-from influence_core.modes import BlockMode, InfluenceMode, SecondOrderMode
+from influence_core.modes import BlockMode, InfluenceMode, LabelKind, SecondOrderMode
 from influence_core.problem import Batch, Problem
 
 __version__ = "0.1.0"
@@ -70,12 +72,15 @@ __all__ = [
     "InfluenceMode",
     "InfluenceWarning",
     "JacobiPreconditioner",
+    "LabelKind",
     "LossError",
     "Method",
     "ModelError",
     "NonFiniteError",
     "NotFittedException",
+    "NotImplementedLayerRepresentationException",
     "NystroemPreconditioner",
+    "OptimalityWarning",
     "OptionError",
     "PluginError",
     "PluginWarning",

@@ -68,6 +68,10 @@ class CapabilityError(InfluenceError, NotImplementedError):
     """The backend lacks an optional ability that the call needs."""
 
 
+class NotImplementedLayerRepresentationException(CapabilityError, ValueError):
+    """A parameter belongs to no layer whose curvature can be factored."""
+
+
 class ExchangeError(InfluenceError, TypeError):
     """An array cannot be handed from one array library to another without loss."""
 
@@ -102,6 +106,10 @@ class ConvergenceWarning(InfluenceWarning):
 
 class ConditioningWarning(InfluenceWarning):
     """`C + λI` is indefinite, or singular to working precision."""
+
+
+class OptimalityWarning(InfluenceWarning):
+    """The parameters are far from a minimum of the objective."""
 
 
 class PluginWarning(InfluenceWarning):

@@ -1,4 +1,4 @@
-"""The three enumerations of the documented API; their plain strings are accepted as well."""
+"""The enumerations of the documented API; their plain strings are accepted as well."""
 
 from __future__ import annotations
 
@@ -42,7 +42,22 @@ class InfluenceMode(StrEnum):
     Perturbation = "perturbation"
 
 
-_Mode = TypeVar("_Mode", SecondOrderMode, BlockMode, InfluenceMode)
+class LabelKind(StrEnum):
+    """At which labels the Fisher matrix of EK-FAC takes its gradients.
+
+    - `EXPECTED`: the exact expectation over the model's own distribution;
+    - `SAMPLED`: random draws from it;
+    - `GIVEN`: the labels of the data, which makes it the empirical Fisher.
+
+    Kunstner, Balles and Hennig, Limitations of the empirical Fisher approximation, NeurIPS 2019.
+    """
+
+    EXPECTED = "expected"
+    SAMPLED = "sampled"
+    GIVEN = "given"
+
+
+_Mode = TypeVar("_Mode", SecondOrderMode, BlockMode, InfluenceMode, LabelKind)
 
 
 def parse_mode(kind: type[_Mode], value: Any, argument: str) -> _Mode:
@@ -50,7 +65,7 @@ def parse_mode(kind: type[_Mode], value: Any, argument: str) -> _Mode:
 
     Raises:
         UnsupportedInfluenceModeException: an unknown `InfluenceMode`.
-        OptionError: an unknown value of the other two.
+        OptionError: an unknown value of another kind.
     """
     try:
         return kind(value)
@@ -60,5 +75,5 @@ def parse_mode(kind: type[_Mode], value: Any, argument: str) -> _Mode:
             InfluenceMode: UnsupportedInfluenceModeException
         }
         raise errors.get(kind, OptionError)(
-            f"`{argument}` must be a {kind.__name__} or one of {known}; got {value!r}."
+            f"`{argument}` must be one of {known}, or a member of {kind.__name__}; got {value!r}."
         ) from None

@@ -14,7 +14,14 @@ the namespace, dtype and device of `Problem.reference`. Nothing it does changes 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from influence_core.modes import LabelKind
 
 Array: TypeAlias = Any
 """An array of any library that follows the array API standard."""
@@ -154,4 +161,90 @@ class HasPenalty(Protocol):
 
     def penalty(self, names: Sequence[str]) -> Array:
         """Return its diagonal second derivative, `(d,)`; every curvature includes it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Layer:
+    """An affine layer, `z = W a + b` at every one of its `s` positions.
+
+    Attributes:
+        weight: the name of `W`, `(o, i)`; None where it wants no gradient.
+        bias: the name of `b`, `(o,)`; None where there is none that wants a gradient.
+        inputs: `i`.
+        outputs: `o`.
+    """
+
+    weight: str | None
+    bias: str | None
+    inputs: int
+    outputs: int
+
+
+@dataclass(frozen=True)
+class Labels:
+    """At which labels output gradients are taken.
+
+    Attributes:
+        kind: the data's own (`GIVEN`), or those of the model's distribution: every class, weighted
+            with the root of its probability (`EXPECTED`), or random draws (`SAMPLED`). None leaves
+            it to the backend: expected for one distribution a point over at most 32 classes,
+            sampled otherwise.
+        uniforms: `positions ↦ (draws, n, positions)`, numbers in `[0, 1)` on the host for the
+            points of the batch; a sampled label is where the distribution function exceeds one.
+    """
+
+    kind: LabelKind | None
+    uniforms: Callable[[int], npt.NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class LayerStatistics:
+    """What one layer saw of a batch: gradients of its parameters are `Σ_s g_s ⊗ a_s`.
+
+    Attributes:
+        inputs: `a`, `(n, s, i)`, without a column of ones for the bias.
+        output_gradients: `g = ∂ℓᵢ/∂z`, `(c, n, s, o)`. The sum over the `c` slices of what is
+            quadratic in them is its mean over the labels: one slice for given labels, a slice times
+            `√p` for every class, or a slice times `1/√draws` for every draw.
+    """
+
+    inputs: Array
+    output_gradients: Array
+
+
+@runtime_checkable
+class HasLayers(Protocol):
+    """Shows what its affine layers see: the stuff of Kronecker factors."""
+
+    def layers(self) -> Mapping[str, Layer]:
+        """Return name to layer of all that can be factored and have a parameter of the problem."""
+        ...
+
+    def layer_statistics(
+        self, batch: Batch, layers: Sequence[str], labels: Labels
+    ) -> Mapping[str, LayerStatistics]:
+        """Return the statistics of some layers from one pass over the batch.
+
+        Raises:
+            CapabilityError: the distribution of the labels is not known for this loss.
+        """
+        ...
+
+
+@runtime_checkable
+class HasValues(Protocol):
+    """Hands out the values of its parameters."""
+
+    def values(self, names: Sequence[str]) -> Array:
+        """Return the parameters themselves, `(d,)`, in the columns' order."""
+        ...
+
+
+@runtime_checkable
+class Shelters(Protocol):
+    """Needs surroundings for its arithmetic that the caller's may differ from."""
+
+    def shelter(self) -> AbstractContextManager[None]:
+        """Return the context in which the core computes, with this problem and for it."""
         ...

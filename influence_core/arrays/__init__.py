@@ -26,7 +26,7 @@ from influence_core.arrays.namespace import (
     widen,
     zeros,
 )
-from influence_core.arrays.random import normal_rows, rademacher_rows
+from influence_core.arrays.random import normal_rows, rademacher_rows, uniforms
 from influence_core.arrays.trees import concatenate_trees, map_tree
 
 __all__ = [
@@ -55,6 +55,7 @@ __all__ = [
     "supports_float64",
     "symmetrize",
     "to_host",
+    "uniforms",
     "unit_rows",
     "widen",
     "zeros",

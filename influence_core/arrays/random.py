@@ -26,6 +26,16 @@ def rademacher_rows(seed: int, count: int, size: int, like: Array) -> Array:
     return _rows(seed, count, lambda rng: 2 * rng.integers(0, 2, size) - 1, like)
 
 
+def uniforms(seed: int, first: int, points: int, each: int) -> npt.NDArray[np.float64]:
+    """Return `(points, each)` numbers in `[0, 1)` on the host, for points `first`, `first + 1`, ….
+
+    One stream for all points, entered at the first of them: however the points are cut into
+    batches, a point has the same numbers.
+    """
+    stream = np.random.PCG64(np.random.SeedSequence(seed)).advance(first * each)
+    return np.random.Generator(stream).random((points, each))
+
+
 def _rows(
     seed: int,
     count: int,
