@@ -1,8 +1,9 @@
 """Influence functions for machine learning, written once on the array API standard.
 
 *Which training points made my model say this, and what would change without them?*
-`Influence` answers for any model that an installed backend can differentiate; `Direct` and `Cg` are
-the methods. Importing this package imports no machine-learning framework.
+`Influence` answers for any model that an installed backend can differentiate, by one of the methods
+`Direct`, `Cg`, `Lissa`, `Arnoldi`, `NystroemSketch`, `InverseHarmonicMean` and `Ekfac`. Importing
+this package imports no machine-learning framework.
 """
 
 from influence_core.calls import InfluenceFunctionModel
@@ -39,9 +40,11 @@ from influence_core.influence import Influence
 from influence_core.methods import (
     Cg,
     Direct,
+    InverseHarmonicMean,
     JacobiPreconditioner,
     Method,
     NystroemPreconditioner,
+    NystroemSketch,
     Preconditioner,
 )
 from influence_core.modes import BlockMode, InfluenceMode, LabelKind, SecondOrderMode
@@ -71,6 +74,7 @@ __all__ = [
     "InfluenceFunctionModel",
     "InfluenceMode",
     "InfluenceWarning",
+    "InverseHarmonicMean",
     "JacobiPreconditioner",
     "LabelKind",
     "LossError",
@@ -80,6 +84,7 @@ __all__ = [
     "NotFittedException",
     "NotImplementedLayerRepresentationException",
     "NystroemPreconditioner",
+    "NystroemSketch",
     "OptimalityWarning",
     "OptionError",
     "PluginError",

@@ -97,47 +97,70 @@ def _check_member(
 
 
 def make_regularization(
-    regularization: Any, block_names: Sequence[str] | None = None
+    regularization: Any, block_names: Sequence[str] | None = None, *, positive: bool = False
 ) -> dict[str, float] | float:
     """Return λ as floats: one for each block name, or as it was given where names are unknown yet.
 
     A mapping may name a subset of the blocks; the others get 0, and so does None.
 
+    Args:
+        regularization: what the user passed.
+        block_names: all blocks, where they are known.
+        positive: whether the method needs `λ > 0` for every block.
+
     Raises:
-        RegularizationError: a λ is no number, negative or not finite, or a name is no block's.
+        RegularizationError: a λ is no number, negative or not finite, or zero where it must not be;
+            or a name is no block's.
     """
     if not isinstance(regularization, Mapping):
-        value = _number(regularization, "regularization", block_names)
+        value = _number(regularization, "regularization", block_names, positive)
         return value if block_names is None else dict.fromkeys(block_names, value)
     given = {
-        name: _number(value, f"regularization[{name!r}]", block_names)
+        name: _number(value, f"regularization[{name!r}]", block_names, positive)
         for name, value in regularization.items()
     }
     if block_names is None:
         return given
+    _check_names(given, block_names, positive)
+    return {name: given.get(name, 0.0) for name in block_names}
+
+
+def _check_names(given: Mapping[str, float], block_names: Sequence[str], every_one: bool) -> None:
     unknown = [name for name in given if name not in block_names]
     if unknown:
         raise RegularizationError(
             f"`regularization` may name blocks only; got {unknown}. The blocks are "
             f"{list(block_names)}; a plain number serves all of them."
         )
-    return {name: given.get(name, 0.0) for name in block_names}
+    missing = [name for name in block_names if name not in given]
+    if missing and every_one:
+        raise RegularizationError(
+            "`regularization` must name every block, for this method needs λ > 0; missing are "
+            f"{missing}. The blocks are {list(block_names)}; a plain number serves all of them."
+        )
 
 
-def _number(value: Any, argument: str, block_names: Sequence[str] | None) -> float:
-    if value is None:
-        return 0.0
-    value = value.detach() if hasattr(value, "detach") else value  # torch warns of a lost gradient
-    boolean = "bool" in str(getattr(value, "dtype", ""))
-    scalar = not (isinstance(value, str | bytes | bool) or boolean)
-    scalar = scalar and getattr(value, "ndim", 0) == 0
-    try:
-        number = float(value) if scalar else math.nan
-    except (TypeError, ValueError):
-        number = math.nan
+def _number(value: Any, argument: str, block_names: Sequence[str] | None, positive: bool) -> float:
+    number = 0.0 if value is None else _as_float(value)
     if not (math.isfinite(number) and number >= 0):
         raise RegularizationError(
             f"`{argument}` must be a finite number, zero or more (None is 0); got {value!r}."
             + (f" The blocks are {list(block_names)}." if block_names else "")
         )
+    if positive and not number:
+        raise RegularizationError(
+            f"`{argument}` must be a number above zero for this method, whose inverse divides by "
+            f"λ; got {value!r}. Try 1e-3."
+        )
     return number
+
+
+def _as_float(value: Any) -> float:
+    value = value.detach() if hasattr(value, "detach") else value  # torch warns of a lost gradient
+    boolean = "bool" in str(getattr(value, "dtype", ""))
+    scalar = not (isinstance(value, str | bytes | bool) or boolean)
+    scalar = scalar and getattr(value, "ndim", 0) == 0
+    try:
+        return float(value) if scalar else math.nan
+    except (TypeError, ValueError):
+        return math.nan

@@ -11,10 +11,11 @@ import functools
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from influence_core.arrays import concatenate_trees
-from influence_core.curvature import SolveReport
+from influence_core.curvature import BlockReports, SolveReport
 from influence_core.errors import NotFittedException
 from influence_core.fitted import ByBlock, FittedInfluence, Reports
 from influence_core.modes import InfluenceMode, parse_mode
@@ -54,6 +55,10 @@ class InfluenceFunctionModel(ABC):
     def _state(self) -> tuple[FittedInfluence, dict[str, float]]:
         """Return what `fit` prepared, and the regularisation of every block."""
 
+    def _shelter(self) -> AbstractContextManager[None]:
+        """Return the context in which a call is answered."""
+        return nullcontext()
+
     @staticmethod
     def fit_required(
         method: Callable[Concatenate[_Model, _P], _R],
@@ -68,7 +73,8 @@ class InfluenceFunctionModel(ABC):
                     f"`{name}.{method.__name__}` needs a fitted instance; this {name} is not. "
                     "Call `fit(data)` with the training data first."
                 )
-            return method(self, *args, **kwargs)
+            with self._shelter():
+                return method(self, *args, **kwargs)
 
         return checked
 
@@ -77,12 +83,11 @@ class InfluenceFunctionModel(ABC):
     def report(self) -> SolveReport | dict[str, SolveReport] | None:
         """How the last solve went: a `SolveReport`, a dict of them where there are several blocks.
 
-        None before the first solve. Up mode solves the smaller of the two sides: the entries of the
-        report are its points.
+        Both print. None before the first solve, and where a method of the user's solved. Up mode
+        solves the smaller of the two sides: the entries of the report are its points.
         """
-        if self._report is None or len(self._report) > 1:
-            return self._report
-        return next(iter(self._report.values()))
+        known = {name: report for name, report in (self._report or {}).items() if report}
+        return next(iter(known.values()), None) if len(known) < 2 else BlockReports(known)
 
     @fit_required
     def influence_factors(self, x: Any, y: Any) -> Array:

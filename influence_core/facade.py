@@ -9,8 +9,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from influence_core.blocks import BlockStructure, Regularization
-from influence_core.methods import Cg, Direct, Method, Preconditioner
-from influence_core.modes import SecondOrderMode
+from influence_core.errors import OptionError
+from influence_core.methods import (
+    Arnoldi,
+    Cg,
+    Direct,
+    Ekfac,
+    InverseHarmonicMean,
+    Lissa,
+    Method,
+    NystroemSketch,
+    Preconditioner,
+)
+from influence_core.modes import BlockMode, LabelKind, SecondOrderMode
 
 
 @dataclass(frozen=True)
@@ -21,15 +32,17 @@ class Settings:
     regularization: Regularization
     block_structure: BlockStructure
     second_order_mode: SecondOrderMode | str
+    array_backend: str | None
 
 
 def direct(
     regularization: Regularization,
     block_structure: BlockStructure,
     second_order_mode: SecondOrderMode | str,
+    array_backend: str | None,
 ) -> Settings:
     """Return the settings of `DirectInfluence`."""
-    return Settings(Direct(), regularization, block_structure, second_order_mode)
+    return Settings(Direct(), regularization, block_structure, second_order_mode, array_backend)
 
 
 def cg(
@@ -45,6 +58,7 @@ def cg(
     block_structure: BlockStructure,
     second_order_mode: SecondOrderMode | str,
     seed: int,
+    array_backend: str | None,
 ) -> Settings:
     """Return the settings of `CgInfluence`."""
     method = Cg(
@@ -58,4 +72,104 @@ def cg(
         warn_on_max_iteration=warn_on_max_iteration,
         seed=seed,
     )
-    return Settings(method, regularization, block_structure, second_order_mode)
+    return Settings(method, regularization, block_structure, second_order_mode, array_backend)
+
+
+def lissa(
+    regularization: Regularization,
+    maxiter: int,
+    dampen: float,
+    scale: float | None,
+    rtol: float,
+    progress: bool,
+    warn_on_max_iteration: bool,
+    block_structure: BlockStructure,
+    second_order_mode: SecondOrderMode | str,
+    seed: int,
+    array_backend: str | None,
+) -> Settings:
+    """Return the settings of `LissaInfluence`."""
+    method = Lissa(
+        maxiter=maxiter,
+        dampen=dampen,
+        scale=scale,
+        rtol=rtol,
+        progress=progress,
+        warn_on_max_iteration=warn_on_max_iteration,
+        seed=seed,
+    )
+    return Settings(method, regularization, block_structure, second_order_mode, array_backend)
+
+
+def arnoldi(
+    regularization: Regularization,
+    rank: int,
+    krylov_dimension: int | None,
+    tol: float,
+    max_iter: int | None,
+    eigen_computation_on_gpu: bool,
+    block_structure: BlockStructure,
+    second_order_mode: SecondOrderMode | str,
+    use_woodbury: bool,
+    seed: int,
+    array_backend: str | None,
+) -> Settings:
+    """Return the settings of `ArnoldiInfluence`.
+
+    Raises:
+        OptionError: `eigen_computation_on_gpu` asks for CuPy and `array_backend` for another.
+    """
+    if eigen_computation_on_gpu and array_backend not in (None, "cupy"):
+        raise OptionError(
+            "`eigen_computation_on_gpu=True` means array_backend='cupy'; got "
+            f"array_backend={array_backend!r} beside it. Leave one of the two out."
+        )
+    method = Arnoldi(
+        rank=rank,
+        krylov_dimension=krylov_dimension,
+        tol=tol,
+        max_iter=max_iter,
+        use_woodbury=use_woodbury,
+        seed=seed,
+    )
+    library = "cupy" if eigen_computation_on_gpu else array_backend
+    return Settings(method, regularization, block_structure, second_order_mode, library)
+
+
+def nystroem_sketch(
+    regularization: Regularization,
+    rank: int,
+    block_structure: BlockStructure,
+    second_order_mode: SecondOrderMode | str,
+    seed: int,
+    array_backend: str | None,
+) -> Settings:
+    """Return the settings of `NystroemSketchInfluence`."""
+    method = NystroemSketch(rank=rank, seed=seed)
+    return Settings(method, regularization, block_structure, second_order_mode, array_backend)
+
+
+def inverse_harmonic_mean(
+    regularization: Regularization, block_structure: BlockStructure, array_backend: str | None
+) -> Settings:
+    """Return the settings of `InverseHarmonicMeanInfluence`: a point's curvature is `∇ℓᵢ∇ℓᵢᵀ`."""
+    mode = SecondOrderMode.GAUSS_NEWTON
+    return Settings(InverseHarmonicMean(), regularization, block_structure, mode, array_backend)
+
+
+def ekfac(
+    update_diagonal: bool,
+    hessian_regularization: Regularization,
+    progress: bool,
+    labels: LabelKind | str | None,
+    draws: int,
+    seed: int,
+    array_backend: str | None,
+) -> Settings:
+    """Return the settings of `EkfacInfluence`: a block is a layer, a point's curvature its GGN."""
+    method = Ekfac(
+        update_diagonal=update_diagonal, labels=labels, draws=draws, progress=progress, seed=seed
+    )
+    mode = SecondOrderMode.GENERALIZED_GAUSS_NEWTON
+    blocks = BlockMode.LAYER_WISE
+    return Settings(method, hessian_regularization, blocks, mode, array_backend)

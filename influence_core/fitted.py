@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -21,14 +22,38 @@ from influence_core.arrays import (
     row_dots,
 )
 from influence_core.blocks import Block
-from influence_core.curvature import Inverse, SolveReport, join_reports
+from influence_core.curvature import Curvature, Inverse, SolveReport, join_reports
 from influence_core.errors import CapabilityError, DataError, NonFiniteError
 from influence_core.objective import check_iterable, read_batches, validate
-from influence_core.problem import Array, Batch, HandsOver, Movable, Problem, Tree
+from influence_core.optimality import Optimality
+from influence_core.problem import Array, Batch, HandsOver, Movable, Problem, Shelters, Tree
 from influence_core.sources import GradientSource
 
-Reports: TypeAlias = "dict[str, SolveReport]"
+Reports: TypeAlias = "dict[str, SolveReport | None]"
 ByBlock: TypeAlias = "OrderedDict[str, Tree]"
+
+
+@dataclass(frozen=True)
+class Training:
+    """The training data as `fit` saw it.
+
+    Attributes:
+        curvatures: the curvature of every block, by its name.
+        weight: the number `N` of points, or the sum of their weights.
+        optimality: how far the parameters are from the minimum.
+    """
+
+    curvatures: Mapping[str, Curvature]
+    weight: float
+    optimality: Optimality
+
+    def on(self, problem: Problem, exchange: Exchange) -> Training:
+        """Return the same for the same model on another device."""
+        moved = {
+            name: curvature.on(problem, exchange) for name, curvature in self.curvatures.items()
+        }
+        optimality = self.optimality.on(problem.reference)
+        return replace(self, curvatures=moved, optimality=optimality)
 
 
 @dataclass(frozen=True)
@@ -40,12 +65,14 @@ class FittedInfluence:
         blocks: the blocks, in the order of the columns.
         inverses: one for each block, by its name.
         exchange: the way from the model's array library to the solver's.
+        training: what is known of the training data; None where a user's own method was fitted.
     """
 
     problem: Problem
     blocks: tuple[Block, ...]
     inverses: Mapping[str, Inverse]
     exchange: Exchange
+    training: Training | None = None
 
     def batch(self, data: Any, where: str) -> Batch:
         """Return checked points of the user."""
@@ -70,7 +97,7 @@ class FittedInfluence:
 
     def factors(self, batch: Batch, regularization: Mapping[str, float]) -> tuple[ByBlock, Reports]:
         """Return `(C + λI)⁻¹ ∇ℓ`, `(n, d)` for each block, in the solver's library."""
-        rows = {block.name: self._source(batch, block).rows() for block in self.blocks}
+        rows = {block.name: self.source(batch, block).rows() for block in self.blocks}
         return self.solve(rows, regularization)
 
     def solve(
@@ -93,8 +120,8 @@ class FittedInfluence:
         scores, reports = OrderedDict(), {}
         for block in self.blocks:
             scores[block.name], each = self.inverses[block.name].scores(
-                self._source(left, block),
-                self._source(right, block),
+                self.source(left, block),
+                self.source(right, block),
                 [regularization[block.name] for regularization in regularizations],
             )
             reports[block.name] = join_reports(each)
@@ -103,14 +130,14 @@ class FittedInfluence:
     def products(self, factors: Mapping[str, Array], batch: Batch) -> ByBlock:
         """Return `⟨factors, ∇ℓ⟩`, `(m, n)` for each block."""
         return OrderedDict(
-            (block.name, self._source(batch, block).products(factors[block.name]))
+            (block.name, self.source(batch, block).products(factors[block.name]))
             for block in self.blocks
         )
 
     def mixed_products(self, factors: Mapping[str, Array], batch: Batch) -> ByBlock:
         """Return `⟨factors, ∇ₓ∇ℓ⟩`, `(m, n, *x.shape[1:])` for each block."""
         return OrderedDict(
-            (block.name, self._source(batch, block).mixed_products(factors[block.name]))
+            (block.name, self.source(batch, block).mixed_products(factors[block.name]))
             for block in self.blocks
         )
 
@@ -185,15 +212,19 @@ class FittedInfluence:
         problem = self.problem.to(target)
         exchange = self.exchange.on(problem.reference)
         inverses = {name: inverse.on(problem, exchange) for name, inverse in self.inverses.items()}
-        return replace(self, problem=problem, inverses=inverses, exchange=exchange)
+        training = self.training and self.training.on(problem, exchange)
+        return replace(
+            self, problem=problem, inverses=inverses, exchange=exchange, training=training
+        )
 
-    def _source(self, batch: Batch, block: Block) -> GradientSource:
+    def source(self, batch: Batch, block: Block) -> GradientSource:
+        """Return the gradients of the points with respect to one block."""
         return GradientSource(self.problem, batch, block.names, self.exchange)
 
     def _self_scores(
         self, batch: Batch, block: Block, regularization: float
-    ) -> tuple[Array, SolveReport]:
-        rows = self._source(batch, block).rows()
+    ) -> tuple[Array, SolveReport | None]:
+        rows = self.source(batch, block).rows()
         solution = self.inverses[block.name].solve(rows, regularization)
         return row_dots(solution.rows, rows), solution.report
 
@@ -232,6 +263,11 @@ class FittedInfluence:
         if not read_flag(namespace(rows).all(namespace(rows).isfinite(rows))):
             raise DataError(f"`{call}` needs finite factors; some are NaN or infinite.")
         return self.exchange.to_solver(rows)
+
+
+def shelter(problem: Problem) -> AbstractContextManager[None]:
+    """Return the context in which to compute with the problem."""
+    return problem.shelter() if isinstance(problem, Shelters) else nullcontext()
 
 
 def hand_over(problem: Problem, answer: Array) -> Array:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Self
 
 from influence_core.arrays import check_array_backend, device, exchange_for
@@ -16,12 +18,14 @@ from influence_core.blocks import (
 from influence_core.calls import InfluenceFunctionModel
 from influence_core.curvature import make_curvature
 from influence_core.errors import OptionError, RegularizationError
-from influence_core.fitted import FittedInfluence, hand_over
+from influence_core.fitted import ByBlock, FittedInfluence, Training, hand_over, shelter
 from influence_core.methods import Method
 from influence_core.modes import BlockMode, SecondOrderMode, parse_mode
 from influence_core.objective import Objective
+from influence_core.optimality import Gauge
 from influence_core.plugins import BackendSpec, find_backend
 from influence_core.problem import Array, Problem
+from influence_core.removal import corrected_removal_effects, removal_effects
 
 
 class Influence(InfluenceFunctionModel):
@@ -123,6 +127,10 @@ class Influence(InfluenceFunctionModel):
         Returns:
             The instance.
 
+        Warns:
+            OptimalityWarning: the parameters are far from a minimum of the loss; see
+                `gradient_norm`.
+
         Raises:
             DataError: there is no data, or it cannot be used.
             DataTypeError: `data` is no iterable, or can be iterated only once.
@@ -131,15 +139,8 @@ class Influence(InfluenceFunctionModel):
         """
         self._fitted = self._report = None
         problem = self._problem()
-        blocks = make_blocks(self._structure, problem.parameters)
-        make_regularization(self._regularization, [block.name for block in blocks])
-        objective = Objective.of(problem, data)
-        exchange = exchange_for(problem.reference, self._array_backend)
-        inverses = {
-            block.name: self._method.prepare(make_curvature(self._mode, objective, block, exchange))
-            for block in blocks
-        }
-        self._fitted = FittedInfluence(problem, blocks, inverses, exchange)
+        with shelter(problem):
+            self._fitted = self._fit(problem, data)
         return self
 
     def with_regularization(self, regularization: Regularization) -> Self:
@@ -157,11 +158,13 @@ class Influence(InfluenceFunctionModel):
                 regularisation then stays as it was.
         """
         names = self.block_names if isinstance(regularization, Mapping) else None
+        positive = self._method.needs_damping
         try:
-            self._regularization = make_regularization(regularization, names)
+            checked = make_regularization(regularization, names, positive=positive)
         except RegularizationError:  # say it again, with the names of the blocks: they cost a copy
-            make_regularization(regularization, self.block_names)
+            make_regularization(regularization, self.block_names, positive=positive)
             raise
+        self._regularization = checked
         return self
 
     def to(self, device: Any) -> Self:
@@ -176,6 +179,52 @@ class Influence(InfluenceFunctionModel):
             self._fitted = self._fitted.to(device)
         self._device = device
         return self
+
+    @property
+    @InfluenceFunctionModel.fit_required
+    def gradient_norm(self) -> float:
+        """`‖∇ mean ℓ + λθ‖` at the parameters that `fit` read: zero at a minimum.
+
+        For the present λ, over the parameters that the blocks cover, with the penalty of the
+        objective where it has one. A backend that hands out no parameter values leaves out λθ.
+        """
+        fitted, regularization = self._state()
+        return _training(fitted).optimality.gradient_norm(regularization)
+
+    @InfluenceFunctionModel.fit_required
+    def removal_effects(
+        self, x_test: Any, y_test: Any, x: Any, y: Any, leverage: bool = False
+    ) -> Array:
+        """Return the predicted change of every test loss when a training point is removed.
+
+        Removing drops the point's term from `1/N Σ ℓᵢ + λ/2 ‖θ‖²`; the mean stays one over `N`.
+
+        Args:
+            x_test: test inputs, `(m, …)`.
+            y_test: test targets, `(m, …)`.
+            x: training inputs, `(n, …)`; points of the data that was fitted.
+            y: training targets, `(n, …)`.
+            leverage: divide by `1 - h`, `h = d Cⱼ dᵀ / (N ⟨∇ℓⱼ, d⟩)` with `d = (C + λI)⁻¹ ∇ℓⱼ` by
+                the method, and `Cⱼ` the curvature of the point by `second_order_mode`: the Newton
+                step for the objective without the point, with the exact length along `d`. The
+                change of the parameters is then exact for ridge regression. Every training point
+                is solved for, and `Cⱼ` costs a product a point.
+
+        Returns:
+            `(m, n)`, in units of the loss: score / N. Positive: the test loss rises.
+
+        Warns:
+            ConditioningWarning: a leverage of one or more; the point is left uncorrected.
+
+        Raises:
+            NotFittedException: before `fit`.
+            DataError: the points cannot be used.
+        """
+        fitted, regularization = self._state()
+        sides = fitted.sides("removal_effects", x_test, y_test, x, y)
+        effects = corrected_removal_effects if leverage else removal_effects
+        answer, self._report = effects(fitted, _training(fitted), *sides, regularization)
+        return fitted.hand_over(answer)
 
     @InfluenceFunctionModel.fit_required
     def influences_over(
@@ -197,24 +246,72 @@ class Influence(InfluenceFunctionModel):
             OptionError: there are no regularisations, or not a sequence of them.
             RegularizationError: one of them is none.
         """
+        fitted, shares = self._influences_over(
+            "influences_over", regularizations, x_test, y_test, x, y
+        )
+        return fitted.whole(shares)
+
+    @InfluenceFunctionModel.fit_required
+    def influences_over_by_block(
+        self,
+        regularizations: Sequence[Regularization],
+        x_test: Any,
+        y_test: Any,
+        x: Any = None,
+        y: Any = None,
+    ) -> OrderedDict[str, Array]:
+        """Return the share of each block in `influences_over`, `(r, m, n)`, by block name."""
+        call = "influences_over_by_block"
+        fitted, shares = self._influences_over(call, regularizations, x_test, y_test, x, y)
+        return fitted.by_block(shares)
+
+    def _influences_over(
+        self, call: str, regularizations: Any, x_test: Any, y_test: Any, x: Any, y: Any
+    ) -> tuple[FittedInfluence, ByBlock]:
         fitted, _ = self._state()
-        names = self.block_names
         if isinstance(regularizations, str | Mapping) or not hasattr(regularizations, "__iter__"):
             raise OptionError(
-                "`influences_over(regularizations, …)` needs a list of numbers or of mappings; "
+                f"`{call}(regularizations, …)` needs a list of numbers or of mappings; "
                 f"got {regularizations!r}. For a single one, pass [{regularizations!r}]."
             )
-        each = [_by_name(make_regularization(value, names)) for value in regularizations]
+        each = [self._by_block(value) for value in regularizations]
         if not each:
-            raise OptionError("`influences_over` needs at least one regularisation; got none.")
-        left, right = fitted.sides("influences_over", x_test, y_test, x, y)
-        scores, self._report = fitted.scores(left, right, each)
-        return fitted.whole(scores)
+            raise OptionError(f"`{call}` needs at least one regularisation; got none.")
+        left, right = fitted.sides(call, x_test, y_test, x, y)
+        shares, self._report = fitted.scores(left, right, each)
+        return fitted, shares
+
+    def _fit(self, problem: Problem, data: Any) -> FittedInfluence:
+        blocks = make_blocks(self._structure, problem.parameters)
+        regularization = self._by_block(self._regularization, blocks)
+        gauge = Gauge(problem, blocks)
+        objective = Objective.of(problem, data, gauge.see)
+        optimality = gauge.reading(objective.points, objective.weight)
+        optimality.tell(regularization)
+        exchange = exchange_for(problem.reference, self._array_backend)
+        curvatures = {
+            block.name: make_curvature(self._mode, objective, block, exchange) for block in blocks
+        }
+        prepared = self._method.prepare_blocks(list(curvatures.values()))
+        inverses = dict(zip(curvatures, prepared, strict=True))
+        training = Training(curvatures, objective.weight, optimality)
+        return FittedInfluence(problem, blocks, inverses, exchange, training)
 
     def _state(self) -> tuple[FittedInfluence, dict[str, float]]:
         assert self._fitted is not None  # every caller is decorated with fit_required
-        names = [block.name for block in self._fitted.blocks]
-        return self._fitted, _by_name(make_regularization(self._regularization, names))
+        return self._fitted, self._by_block(self._regularization)
+
+    def _shelter(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._fitted is None else shelter(self._fitted.problem)
+
+    def _by_block(
+        self, regularization: Regularization, blocks: Sequence[Block] | None = None
+    ) -> dict[str, float]:
+        names = [block.name for block in blocks or self._blocks()]
+        positive = self._method.needs_damping
+        each = make_regularization(regularization, names, positive=positive)
+        assert isinstance(each, dict)  # it was given the names
+        return each
 
     def _problem(self) -> Problem:
         factory = self._spec.load()
@@ -230,6 +327,6 @@ class Influence(InfluenceFunctionModel):
         return hand_over(problem, problem.reference)
 
 
-def _by_name(regularization: dict[str, float] | float) -> dict[str, float]:
-    assert isinstance(regularization, dict)  # make_regularization was given the names
-    return regularization
+def _training(fitted: FittedInfluence) -> Training:
+    assert fitted.training is not None  # `fit` of this class sets it
+    return fitted.training

@@ -75,5 +75,5 @@ def parse_mode(kind: type[_Mode], value: Any, argument: str) -> _Mode:
             InfluenceMode: UnsupportedInfluenceModeException
         }
         raise errors.get(kind, OptionError)(
-            f"`{argument}` must be one of {known}, or a member of {kind.__name__}; got {value!r}."
+            f"`{argument}` must be a member of {kind.__name__}, or one of {known}; got {value!r}."
         ) from None

@@ -6,13 +6,27 @@ have weights. A batch counts by its points, so no answer depends on how the data
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from influence_core.arrays import map_tree, namespace, read_float
+from influence_core.arrays import (
+    map_tree,
+    masked_reciprocal,
+    namespace,
+    permutations,
+    read_float,
+)
 from influence_core.errors import DataError, DataTypeError
-from influence_core.problem import Array, Batch, Problem, ReadsData, Tree, Validates
+from influence_core.problem import (
+    Array,
+    Batch,
+    Problem,
+    ReadsByIndex,
+    ReadsData,
+    Tree,
+    Validates,
+)
 
 
 @dataclass(frozen=True)
@@ -32,8 +46,15 @@ class Objective:
     weight: float
 
     @classmethod
-    def of(cls, problem: Problem, data: Any) -> Objective:
+    def of(
+        cls, problem: Problem, data: Any, visit: Callable[[Batch], None] | None = None
+    ) -> Objective:
         """Read the data once: check every batch, count the points.
+
+        Args:
+            problem: the model and loss.
+            data: what the user passed to `fit`.
+            visit: called with every batch after it was checked.
 
         Raises:
             DataTypeError: `data` is no iterable, or can be iterated only once.
@@ -43,6 +64,8 @@ class Objective:
         points, weight = 0, 0.0
         for index, batch in enumerate(read_batches(problem, data), 1):
             validate(problem, batch, f"fit(data), batch {index}")
+            if visit is not None:
+                visit(batch)
             points += batch.size
             weight += weight_of(batch)
         if points == 0:
@@ -64,11 +87,44 @@ class Objective:
         for batch in read_batches(self.problem, self.data):
             seen += batch.size
             yield batch
-        if seen != self.points:
-            raise DataError(
-                f"the data must yield the same points in every pass; `fit` saw {self.points}, "
-                f"this pass {seen}. Pass an iterable that starts afresh, such as a list."
-            )
+        self._check_points(seen)
+
+    def indexed(self) -> Sequence[Any] | None:
+        """Return the `(x, y)` pairs of the batches, to be read in any order, or None.
+
+        A list or tuple is itself such a sequence; a backend may know how to index other data. None
+        says that the data can only be read in its order.
+        """
+        if isinstance(self.problem, ReadsByIndex):
+            return self.problem.indexed(self.data)
+        if isinstance(self.problem, ReadsData) or not isinstance(self.data, Sequence):
+            return None
+        return self.data
+
+    def shuffled(
+        self, pairs: Sequence[Any] | None, seed: int
+    ) -> Iterator[tuple[Batch, Array | float]]:
+        """Yield the batches without end, in a new random order in every epoch, with weights.
+
+        The weight of a batch is its share times the number of batches: the mean over an epoch of
+        ``weight * matrix`` is the mean over the points, however short the last batch.
+
+        Args:
+            pairs: what `indexed` returned. None reads the data once in its order and holds all
+                batches in memory.
+            seed: of the orders.
+
+        Raises:
+            DataError: an epoch has another number of points than the data at `fit`.
+        """
+        held = list(self.batches()) if pairs is None else pairs
+        for order in permutations(seed, len(held)):
+            seen = 0
+            for index in order:
+                batch = held[index] if pairs is None else self.problem.batch(pairs[index])
+                seen += batch.size
+                yield batch, self.share(batch) * len(held)
+            self._check_points(seen)
 
     def share(self, batch: Batch) -> Array | float:
         """Return the part of the objective's weight that `batch` has, 0-d where it has weights."""
@@ -90,6 +146,13 @@ class Objective:
         """Return the same objective for the same model elsewhere."""
         return replace(self, problem=problem)
 
+    def _check_points(self, seen: int) -> None:
+        if seen != self.points:
+            raise DataError(
+                f"the data must yield the same points in every pass; `fit` saw {self.points}, "
+                f"this pass {seen}. Pass an iterable that starts afresh, such as a list."
+            )
+
 
 def read_batches(problem: Problem, data: Any) -> Iterator[Batch]:
     """Yield the batches of `data` as the problem reads them."""
@@ -109,6 +172,16 @@ def weight_of(batch: Batch) -> float:
     if batch.weights is None:
         return float(batch.size)
     return read_float(namespace(batch.weights).sum(batch.weights))
+
+
+def point_shares(batch: Batch, like: Array) -> Array | float:
+    """Return the part of the batch's mean that each point has, `(n,)` or one number for all."""
+    if batch.weights is None:
+        return 1.0 / batch.size
+    xp = namespace(like)
+    weights = xp.astype(batch.weights, like.dtype)
+    total = xp.sum(weights)
+    return weights * masked_reciprocal(total, total > 0)  # a batch of weight zero adds nothing
 
 
 def check_iterable(data: Any, call: str) -> None:

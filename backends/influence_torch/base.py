@@ -10,14 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from influence_core import Influence, InfluenceFunctionModel
 from influence_core.arrays import Exchange, exchange_for
 from influence_core.blocks import Regularization, make_blocks, make_regularization
-from influence_core.curvature import Inverse, Solution, SolveReport
+from influence_core.curvature import Inverse, Solution
 from influence_core.facade import Settings
 from influence_core.fitted import FittedInfluence
 from influence_core.modes import BlockMode
@@ -28,21 +27,6 @@ from influence_torch.problem import TorchProblem, check_memory
 from influence_torch.snapshot import Forward, check_device, check_forward, check_module
 
 _R = TypeVar("_R")
-_C = TypeVar("_C")
-
-# all that compute in the solver; the products of a problem look after themselves
-_CALLS = (
-    "fit",
-    "influence_factors",
-    "influence_factors_by_block",
-    "influences",
-    "influences_by_block",
-    "influences_from_factors",
-    "influences_from_factors_by_block",
-    "influences_over",
-    "apply_inverse",
-    "self_influences",
-)
 
 
 class TorchInfluenceFunctionModel(InfluenceFunctionModel):
@@ -93,12 +77,6 @@ class TorchInfluenceFunctionModel(InfluenceFunctionModel):
     @abstractmethod
     def solve_rows(self, rows: Tensor) -> Tensor:
         """Return `(C + λI)⁻¹` of every row, `(k, p)`, for rows over all parameters."""
-
-    @property
-    @InfluenceFunctionModel.fit_required
-    def report(self) -> SolveReport | dict[str, SolveReport] | None:
-        """None: how a solve went is known to `solve_rows` only."""
-        return None
 
     @property
     def block_names(self) -> list[str]:
@@ -163,32 +141,14 @@ class TorchInfluenceFunctionModel(InfluenceFunctionModel):
         return FittedInfluence(problem, (block,), inverses, exchange), {block.name: 0.0}
 
 
-def _without_autocast(cls: type[_C]) -> type[_C]:
-    """Decorate a class so that autocast of the caller does not shorten the solver's products."""
-    for name in _CALLS:
-        setattr(cls, name, _in_full_precision(getattr(cls, name)))
-    return cls
-
-
-def _in_full_precision(call: Callable[..., _R]) -> Callable[..., _R]:
-    @functools.wraps(call)
-    def full(*args: Any, **kwargs: Any) -> _R:
-        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-            return call(*args, **kwargs)
-
-    return full
-
-
-@_without_autocast
 class TorchInfluence(Influence, TorchInfluenceFunctionModel):
     """A method of the core on a torch module: what the documented classes share.
 
     Args:
         model: the trained module, in eval mode. It is copied by `fit` and stays untouched.
         loss: `loss(output, y)` of a batch: the mean, the sum or the vector over its points.
-        settings: method, regularisation, blocks and curvature.
+        settings: method, regularisation, blocks, curvature and the library of the solver.
         max_memory: bytes that one product may hold; None allows 1 GiB.
-        array_backend: the library of the solver's arithmetic; None is torch.
         forward: `fn(model, x)` where the call is not `model(x)`.
     """
 
@@ -199,7 +159,6 @@ class TorchInfluence(Influence, TorchInfluenceFunctionModel):
         settings: Settings,
         *,
         max_memory: int | None,
-        array_backend: str | None,
         forward: Forward | None,
     ) -> None:
         """Check the settings; nothing is computed before `fit`."""
@@ -217,13 +176,10 @@ class TorchInfluence(Influence, TorchInfluenceFunctionModel):
             block_structure=settings.block_structure,
             second_order_mode=settings.second_order_mode,
             backend=influence_backends(),
-            array_backend=array_backend,
+            array_backend=settings.array_backend,
             max_memory=max_memory,
             forward=forward,
         )
-
-    # not that of the users' classes: here every solve is reported
-    report = InfluenceFunctionModel.report
 
     def to(self, device: Any) -> Self:
         """Move the snapshot and everything fitted to `device`; a later `fit` works there too.
@@ -249,14 +205,7 @@ class _Rows(Inverse):
     model: TorchInfluenceFunctionModel
 
     def solve(self, rows: Array, regularization: float) -> Solution:
-        k = rows.shape[0]
-        report = SolveReport(
-            iterations=np.zeros(k, np.int64),
-            residual_norms=np.full(k, np.nan),
-            converged=np.ones(k, np.bool_),
-            negative_curvature=np.zeros(k, np.bool_),
-        )
-        return Solution(self.model.solve_rows(rows), report)
+        return Solution(self.model.solve_rows(rows), None)
 
     def on(self, problem: Problem, exchange: Exchange) -> Inverse:
         return copy.copy(self)

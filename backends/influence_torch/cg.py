@@ -80,12 +80,6 @@ class CgInfluence(TorchInfluence):
             block_structure=block_structure,
             second_order_mode=second_order_mode,
             seed=seed,
-        )
-        super().__init__(
-            model,
-            loss,
-            settings,
-            max_memory=max_memory,
             array_backend=array_backend,
-            forward=forward,
         )
+        super().__init__(model, loss, settings, max_memory=max_memory, forward=forward)

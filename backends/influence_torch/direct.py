@@ -49,11 +49,10 @@ class DirectInfluence(TorchInfluence):
         forward: Forward | None = None,
     ) -> None:
         """Check the settings; nothing is computed before `fit`."""
-        super().__init__(
-            model,
-            loss,
-            facade.direct(regularization, block_structure, second_order_mode),
-            max_memory=max_memory,
+        settings = facade.direct(
+            regularization=regularization,
+            block_structure=block_structure,
+            second_order_mode=second_order_mode,
             array_backend=array_backend,
-            forward=forward,
         )
+        super().__init__(model, loss, settings, max_memory=max_memory, forward=forward)

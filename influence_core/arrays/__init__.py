@@ -19,6 +19,7 @@ from influence_core.arrays.namespace import (
     matching,
     move,
     namespace,
+    ones,
     read_flag,
     read_float,
     supports_float64,
@@ -26,7 +27,7 @@ from influence_core.arrays.namespace import (
     widen,
     zeros,
 )
-from influence_core.arrays.random import normal_rows, rademacher_rows, uniforms
+from influence_core.arrays.random import normal_rows, permutations, rademacher_rows, uniforms
 from influence_core.arrays.trees import concatenate_trees, map_tree
 
 __all__ = [
@@ -46,6 +47,8 @@ __all__ = [
     "move",
     "namespace",
     "normal_rows",
+    "ones",
+    "permutations",
     "rademacher_rows",
     "read_flag",
     "read_float",

@@ -53,6 +53,11 @@ def zeros(shape: tuple[int, ...], like: Array) -> Array:
     return namespace(like).zeros(shape, dtype=like.dtype, device=device(like))
 
 
+def ones(shape: tuple[int, ...], like: Array) -> Array:
+    """Return ones in the namespace, dtype and device of `like`."""
+    return namespace(like).ones(shape, dtype=like.dtype, device=device(like))
+
+
 def eye(size: int, like: Array) -> Array:
     """Return the identity `(size, size)` in the namespace, dtype and device of `like`."""
     return namespace(like).eye(size, dtype=like.dtype, device=device(like))

@@ -6,7 +6,7 @@ rows stay the same. No global generator is touched.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,13 @@ def uniforms(seed: int, first: int, points: int, each: int) -> npt.NDArray[np.fl
     """
     stream = np.random.PCG64(np.random.SeedSequence(seed)).advance(first * each)
     return np.random.Generator(stream).random((points, each))
+
+
+def permutations(seed: int, size: int) -> Iterator[list[int]]:
+    """Yield random orders of the numbers below `size` without end; one stream for all of them."""
+    stream = np.random.default_rng(np.random.SeedSequence(seed))
+    while True:
+        yield stream.permutation(size).tolist()
 
 
 def _rows(

@@ -3,17 +3,21 @@
 from influence_core.arrays import Exchange
 from influence_core.blocks import Block
 from influence_core.curvature.base import Curvature, Product
+from influence_core.curvature.fisher import kronecker_inverses
 from influence_core.curvature.gauss_newton import GaussNewton
 from influence_core.curvature.generalized_gauss_newton import GeneralizedGaussNewton
 from influence_core.curvature.hessian import Hessian
 from influence_core.curvature.inverse import (
+    BlockReports,
     Inverse,
     Solution,
     SolveReport,
     closed_form_report,
     join_reports,
 )
-from influence_core.curvature.nystroem import NystroemSketch, nystroem_sketch
+from influence_core.curvature.kronecker import KroneckerInverse, KroneckerLayer
+from influence_core.curvature.layer_data import FisherLabels
+from influence_core.curvature.nystroem import Sketch, nystroem_sketch, sketch_curvature
 from influence_core.curvature.spectral import (
     LowRankInverse,
     SpectralInverse,
@@ -24,22 +28,28 @@ from influence_core.modes import SecondOrderMode
 from influence_core.objective import Objective
 
 __all__ = [
+    "BlockReports",
     "Curvature",
+    "FisherLabels",
     "GaussNewton",
     "GeneralizedGaussNewton",
     "Hessian",
     "Inverse",
+    "KroneckerInverse",
+    "KroneckerLayer",
     "LowRankInverse",
-    "NystroemSketch",
     "Product",
+    "Sketch",
     "Solution",
     "SolveReport",
     "SpectralInverse",
     "check_condition",
     "closed_form_report",
     "join_reports",
+    "kronecker_inverses",
     "make_curvature",
     "nystroem_sketch",
+    "sketch_curvature",
     "spectral_product",
 ]
 

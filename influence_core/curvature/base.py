@@ -17,6 +17,7 @@ from influence_core.arrays import (
     namespace,
     rademacher_rows,
     read_flag,
+    row_dots,
     symmetrize,
 )
 from influence_core.blocks import Block
@@ -54,6 +55,12 @@ class Curvature(ABC):
         """Return the diagonal of `C_batch`, `(d,)`, where it is known without the matrix."""
         return None
 
+    def batch_quadratics(self, batch: Batch, v: Array) -> Array:
+        """Return `vᵢ · Cᵢ · vᵢᵀ`, `(n,)`, with `Cᵢ` of point `i` alone and its own row of `v`."""
+        each = [batch[i : i + 1] for i in range(batch.size)]
+        products = [self.batch_product(one, v[i : i + 1, :]) for i, one in enumerate(each)]
+        return row_dots(v, namespace(v).concat(products))
+
     def linearize_batch(self, batch: Batch) -> Product:
         """Return `v ↦ batch_product(batch, v)` with whatever can be kept between products."""
         return partial(self.batch_product, batch)
@@ -74,6 +81,19 @@ class Curvature(ABC):
         return self._summed(v, lambda u: self.objective.reduce(lambda b: self.batch_product(b, u)))
 
     @final
+    def quadratics(self, batch: Batch, v: Array) -> Array:
+        """Return `vᵢ · Cᵢ · vᵢᵀ`, `(n,)`, for every point of a batch and its row of `v`, `(n, d)`.
+
+        `Cᵢ` is the matrix of the point alone, without a penalty of the objective.
+        """
+        return self.exchange.to_solver(self.batch_quadratics(batch, self.exchange.to_model(v)))
+
+    @final
+    def weighted_batch_product(self, batch: Batch, weight: Array | float, v: Array) -> Array:
+        """Return `v · (weight · C_batch + penalty)`, `(k, d)`, for all rows of `v`."""
+        return self._summed(v, lambda u: self.batch_product(batch, u) * weight)
+
+    @final
     def linearized(self) -> Product:
         """Return `product` with the forward work of a whole pass done and held in memory."""
         kept = [
@@ -89,7 +109,7 @@ class Curvature(ABC):
             NonFiniteError: an entry is NaN or infinite.
         """
         matrix = self.objective.reduce(self.batch_matrix)
-        penalty = self._penalty()
+        penalty = self.penalty()
         if penalty is not None:
             matrix = matrix + eye(self.block.size, matrix) * penalty
         return self._finite(symmetrize(self.exchange.to_solver(matrix)))
@@ -111,7 +131,7 @@ class Curvature(ABC):
             signs = draw()
             return namespace(signs).mean(signs * self.batch_product(batch, signs), axis=0)
 
-        diagonal, penalty = self.objective.reduce(of_batch), self._penalty()
+        diagonal, penalty = self.objective.reduce(of_batch), self.penalty()
         diagonal = diagonal if penalty is None else diagonal + penalty
         return self._finite(self.exchange.to_solver(diagonal))
 
@@ -122,10 +142,11 @@ class Curvature(ABC):
     def _summed(self, v: Array, over_data: Product) -> Array:
         u = self.exchange.to_model(v)
         products = over_data(u)
-        penalty = self._penalty()
+        penalty = self.penalty()
         return self.exchange.to_solver(products if penalty is None else products + u * penalty)
 
-    def _penalty(self) -> Array | None:
+    def penalty(self) -> Array | None:
+        """Return the diagonal of the objective's quadratic penalty, `(d,)`, or None without one."""
         if isinstance(self.problem, HasPenalty):
             return self.problem.penalty(self.block.names)
         return None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from influence_core.arrays import masked_reciprocal, namespace
+from influence_core.arrays import namespace, row_dots
 from influence_core.curvature.base import Curvature, Product
+from influence_core.objective import point_shares
 from influence_core.problem import Array, Batch
 
 
@@ -13,32 +14,27 @@ class GaussNewton(Curvature):
     def batch_product(self, batch: Batch, v: Array) -> Array:
         """Return `v · G_batch`, `(k, d)`, without holding the per-sample gradients."""
         products = self.problem.gradient_products(batch, v, self.block.names)
-        weighted = products * _shares(batch, products)
+        weighted = products * point_shares(batch, products)
         return self.problem.gradient_combinations(batch, weighted, self.block.names)
 
     def batch_matrix(self, batch: Batch) -> Array:
         """Return `G_batch`, `(d, d)`: one product of the gradients with themselves."""
         rows = self.problem.gradients(batch, self.block.names)
-        weighted = namespace(rows).matrix_transpose(rows) * _shares(batch, rows)
+        weighted = namespace(rows).matrix_transpose(rows) * point_shares(batch, rows)
         return weighted @ rows
 
     def batch_diagonal(self, batch: Batch) -> Array:
         """Return the diagonal of `G_batch`, `(d,)`: the mean squares of the gradients."""
         rows = self.problem.gradients(batch, self.block.names)
         xp = namespace(rows)
-        return xp.sum(xp.matrix_transpose(rows**2) * _shares(batch, rows), axis=-1)
+        return xp.sum(xp.matrix_transpose(rows**2) * point_shares(batch, rows), axis=-1)
+
+    def batch_quadratics(self, batch: Batch, v: Array) -> Array:
+        """Return `⟨vᵢ, ∇ℓᵢ⟩²`, `(n,)`."""
+        return row_dots(v, self.problem.gradients(batch, self.block.names)) ** 2
 
     def linearize_batch(self, batch: Batch) -> Product:
         """Return the product with the per-sample gradients kept, `(n, d)`."""
         rows = self.problem.gradients(batch, self.block.names)
-        columns, shares = namespace(rows).matrix_transpose(rows), _shares(batch, rows)
+        columns, shares = namespace(rows).matrix_transpose(rows), point_shares(batch, rows)
         return lambda v: ((v @ columns) * shares) @ rows
-
-
-def _shares(batch: Batch, like: Array) -> Array:
-    """Return the part of the batch's mean that each point has, `(n,)` or one number for all."""
-    if batch.weights is None:
-        return 1.0 / batch.size
-    weights = namespace(like).astype(batch.weights, like.dtype)
-    total = namespace(like).sum(weights)
-    return weights * masked_reciprocal(total, total > 0)  # a batch of weight zero adds nothing

@@ -43,12 +43,20 @@ class SolveReport:
         )
 
 
+class BlockReports(dict[str, SolveReport]):
+    """The report of every block, by its name; prints one line for each."""
+
+    def __str__(self) -> str:
+        """Return a line for each block."""
+        return "\n".join(f"{name!r}: {report}" for name, report in self.items())
+
+
 @dataclass(frozen=True)
 class Solution:
-    """Rows `x`, `(k, d)`, that solve `(C + λI) x = b`, and how that went."""
+    """Rows `x`, `(k, d)`, that solve `(C + λI) x = b`, and how that went, where it is known."""
 
     rows: Array
-    report: SolveReport
+    report: SolveReport | None
 
 
 class Inverse(ABC):
@@ -65,7 +73,7 @@ class Inverse(ABC):
     @final
     def scores(
         self, left: GradientSource, right: GradientSource, regularizations: Sequence[float]
-    ) -> tuple[Array, list[SolveReport]]:
+    ) -> tuple[Array, list[SolveReport | None]]:
         """Return `left (C + λI)⁻¹ rightᵀ` for every λ, `(r, m, n)`, with the reports.
 
         The smaller side is the one that is solved, and whose gradients are held; the other side is
@@ -102,11 +110,14 @@ def closed_form_report(
     )
 
 
-def join_reports(reports: Sequence[SolveReport]) -> SolveReport:
-    """Return one report of solves that were made one after the other."""
+def join_reports(reports: Sequence[SolveReport | None]) -> SolveReport | None:
+    """Return one report of solves that were made one after the other; None where one has none."""
+    known = [report for report in reports if report is not None]
+    if len(known) < len(reports):
+        return None
     return SolveReport(
         *(
-            np.concatenate([getattr(report, field.name) for report in reports])
+            np.concatenate([getattr(report, field.name) for report in known])
             for field in fields(SolveReport)
         )
     )

@@ -30,13 +30,13 @@ from influence_core.arrays import (
     symmetrize,
     to_host,
 )
-from influence_core.curvature.base import Product
-from influence_core.errors import NonFiniteError
+from influence_core.curvature.base import Curvature, Product
+from influence_core.errors import ConditioningWarning, NonFiniteError, warn
 from influence_core.problem import Array
 
 
 @dataclass(frozen=True)
-class NystroemSketch:
+class Sketch:
     """Eigenpairs of `C_nys`, in descending order.
 
     Attributes:
@@ -50,9 +50,35 @@ class NystroemSketch:
     clipped: npt.NDArray[np.float64]
 
 
-def nystroem_sketch(
-    product: Product, size: int, rank: int, seed: int, reference: Array
-) -> NystroemSketch:
+def sketch_curvature(
+    curvature: Curvature, rank: int, seed: int, caller: str, consequence: str
+) -> Sketch:
+    """Return the sketch of a curvature, and say where it had to be clipped.
+
+    Args:
+        curvature: `C`.
+        rank: the number of random directions.
+        seed: of the Gaussian test matrix.
+        caller: who asks, for the warning.
+        consequence: what clipping means to the caller.
+
+    Warns:
+        ConditioningWarning: `C` is indefinite; how many directions were clipped, and how far.
+    """
+    size = curvature.block.size
+    sketch = nystroem_sketch(curvature.product, size, rank, seed, curvature.reference)
+    if sketch.clipped.size:
+        warn(
+            f"`{caller}` is for positive semi-definite curvature; {sketch.clipped.size} of the "
+            f"{min(rank, size)} eigenvalues of its core were clipped to zero, down to "
+            f"{sketch.clipped.min():.2e}. {consequence} "
+            "second_order_mode='generalized_gauss_newton' has no such directions.",
+            ConditioningWarning,
+        )
+    return sketch
+
+
+def nystroem_sketch(product: Product, size: int, rank: int, seed: int, reference: Array) -> Sketch:
     """Return the eigenpairs of the Nyström approximation of `C`, at most `rank` of them.
 
     Args:
@@ -88,7 +114,7 @@ def nystroem_sketch(
     _, singular, vectors = singular_value_decomposition(root)
     squares = np.minimum(to_host(singular).astype(np.float64) ** 2, bound)
     count = int((squares > epsilon(reference) * squares.max(initial=0.0)).sum())
-    return NystroemSketch(squares[:count], vectors[:count, :], clipped)
+    return Sketch(squares[:count], vectors[:count, :], clipped)
 
 
 def _semidefinite_part(

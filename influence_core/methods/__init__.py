@@ -3,6 +3,8 @@
 from influence_core.methods.base import Method
 from influence_core.methods.cg import Cg
 from influence_core.methods.direct import Direct
+from influence_core.methods.harmonic_mean import InverseHarmonicMean
+from influence_core.methods.nystroem import NystroemSketch
 from influence_core.methods.preconditioners import (
     JacobiPreconditioner,
     NystroemPreconditioner,
@@ -13,9 +15,11 @@ from influence_core.methods.preconditioners import (
 __all__ = [
     "Cg",
     "Direct",
+    "InverseHarmonicMean",
     "JacobiPreconditioner",
     "Method",
     "NystroemPreconditioner",
+    "NystroemSketch",
     "Preconditioner",
     "PreparedPreconditioner",
 ]

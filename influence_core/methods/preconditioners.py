@@ -14,8 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from influence_core.arrays import epsilon, move, namespace
-from influence_core.curvature import Curvature, nystroem_sketch, spectral_product
-from influence_core.errors import ConditioningWarning, warn
+from influence_core.curvature import Curvature, sketch_curvature, spectral_product
 from influence_core.methods.base import check_positive_integer
 from influence_core.problem import Array
 
@@ -108,17 +107,9 @@ class NystroemPreconditioner(Preconditioner):
         Warns:
             ConditioningWarning: `C` is indefinite; the directions that show it are left out.
         """
-        sketch = nystroem_sketch(
-            curvature.product, curvature.block.size, self.rank, seed, curvature.reference
-        )
-        if sketch.clipped.size:
-            warn(
-                f"`NystroemPreconditioner(rank={self.rank})` is for positive semi-definite "
-                f"curvature; {sketch.clipped.size} directions with values down to "
-                f"{sketch.clipped.min():.2e} were left out of the sketch. The solve stays right, "
-                "only slower; second_order_mode='generalized_gauss_newton' has no such directions.",
-                ConditioningWarning,
-            )
+        consequence = "They were left out: the solve stays right, only slower;"
+        caller = f"NystroemPreconditioner(rank={self.rank})"
+        sketch = sketch_curvature(curvature, self.rank, seed, caller, consequence)
         return _Nystroem(sketch.values, sketch.vectors)
 
 

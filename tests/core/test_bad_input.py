@@ -217,7 +217,7 @@ def test_x_and_y_go_together(name, given, missing):
 @pytest.mark.parametrize("mode", ["UP", "sideways", None, 1, []], ids=str)
 def test_unknown_modes(name, mode):
     model = fitted(SETTING, **OPTIONS)
-    words = "`mode` must be one of 'up', 'perturbation', or a member of InfluenceMode; got"
+    words = "`mode` must be a member of InfluenceMode, or one of 'up', 'perturbation'; got"
     with pytest.raises(UnsupportedInfluenceModeException, match=words):
         getattr(model, name)(*CALLS[name], mode=mode)
     assert issubclass(UnsupportedInfluenceModeException, ValueError)

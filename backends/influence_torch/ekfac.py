@@ -1,0 +1,122 @@
+"""`EkfacInfluence`: the documented class over the core's `Ekfac`."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from influence_core import facade
+from influence_core.blocks import Regularization
+from influence_core.modes import InfluenceMode, LabelKind
+from influence_torch.base import TorchInfluence
+from influence_torch.likelihoods import cross_entropy
+from influence_torch.losses import Loss
+from influence_torch.snapshot import Forward
+
+
+class EkfacInfluence(TorchInfluence):
+    """Influence functions with the Kronecker-factored Fisher matrix of every layer.
+
+    For classification with cross-entropy. With the inputs `a` of a layer (and a one for its bias)
+    and the gradients `g` of its outputs, `A = E[aaᵀ]` and `S = E[ggᵀ]`; the curvature is `S ⊗ A` in
+    their eigenbases (Martens and Grosse 2015), or has the mean squares of the per-sample gradients
+    there as eigenvalues (George et al. 2018). One pass over the data for all layers, two with
+    `update_diagonal`. Any λ after `fit` is free. A block is a layer.
+
+    Args:
+        model: the trained module, in eval mode. It is copied by `fit` and stays untouched.
+        update_diagonal: correct the eigenvalues.
+        hessian_regularization: λ in `C + λI`: a number, or a mapping layer name -> number.
+        progress: show a progress bar over the batches of `fit`.
+        loss: `loss(output, y)` of a batch; None is the cross-entropy of the outputs as logits.
+        labels: at which labels the Fisher takes its gradients: ``"expected"``, ``"sampled"`` or
+            ``"given"``, see `LabelKind`. None is the exact expectation for one distribution a point
+            over at most 32 classes, and samples otherwise.
+        draws: number of sampled labels a point.
+        seed: of the sampled labels.
+        max_memory: bytes that one product may hold; None allows 1 GiB.
+        array_backend: the library of the solver's arithmetic, such as ``"cupy"``; None is torch.
+        forward: `fn(model, x)` where the call is not `model(x)`.
+
+    Raises:
+        OptionError: `labels` or `draws` is outside its range.
+        RegularizationError: λ is negative or not finite, or an unknown layer is named.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        update_diagonal: bool = False,
+        hessian_regularization: Regularization = 0.0,
+        progress: bool = False,
+        *,
+        loss: Loss | None = None,
+        labels: LabelKind | str | None = None,
+        draws: int = 1,
+        seed: int = 0,
+        max_memory: int | None = None,
+        array_backend: str | None = None,
+        forward: Forward | None = None,
+    ) -> None:
+        """Check the settings; nothing is computed before `fit`."""
+        settings = facade.ekfac(
+            update_diagonal=update_diagonal,
+            hessian_regularization=hessian_regularization,
+            progress=progress,
+            labels=labels,
+            draws=draws,
+            seed=seed,
+            array_backend=array_backend,
+        )
+        loss = cross_entropy if loss is None else loss
+        super().__init__(model, loss, settings, max_memory=max_memory, forward=forward)
+
+    @TorchInfluence.fit_required
+    def influences_by_layer(
+        self,
+        x_test: Any,
+        y_test: Any,
+        x: Any = None,
+        y: Any = None,
+        mode: InfluenceMode | str = InfluenceMode.Up,
+    ) -> OrderedDict[str, Any]:
+        """Return the share of each layer in `influences`, by the name of the layer."""
+        return self.influences_by_block(x_test, y_test, x, y, mode)
+
+    @TorchInfluence.fit_required
+    def influence_factors_by_layer(self, x: Any, y: Any) -> OrderedDict[str, Tensor]:
+        """Return the columns of `influence_factors` of each layer, by its name."""
+        return self.influence_factors_by_block(x, y)
+
+    @TorchInfluence.fit_required
+    def influences_from_factors_by_layer(
+        self,
+        z_test_factors: Mapping[str, Tensor],
+        x: Any,
+        y: Any,
+        mode: InfluenceMode | str = InfluenceMode.Up,
+    ) -> OrderedDict[str, Any]:
+        """Return the share of each layer, from what `influence_factors_by_layer` returned."""
+        return self.influences_from_factors_by_block(z_test_factors, x, y, mode)
+
+    @TorchInfluence.fit_required
+    def explore_hessian_regularization(
+        self, x: Any, y: Any, regularization_values: Sequence[float]
+    ) -> dict[float, dict[str, Tensor]]:
+        """Return the influences of the points on each other for many λ, `{λ: {layer: (n, n)}}`.
+
+        The gradients are computed once, and the regularisation of the instance stays as it is.
+
+        Raises:
+            NotFittedException: before `fit`.
+            OptionError: there are no values, or not a sequence of them.
+            RegularizationError: one of them is none.
+        """
+        shares = self.influences_over_by_block(regularization_values, x, y)
+        return {
+            float(value): {name: share[index] for name, share in shares.items()}
+            for index, value in enumerate(regularization_values)
+        }

@@ -1,0 +1,124 @@
+"""How far the parameters are from a minimum of the objective that influence functions assume.
+
+The derivation of an influence expands the objective at its minimum. How far away that is shows in
+`‖∇ mean ℓ + λθ‖`: zero at the minimum of the loss plus `λ/2 ‖θ‖²`. The gradient is summed while
+`fit` reads the data for the first time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from influence_core.arrays import (
+    device,
+    from_host,
+    move,
+    namespace,
+    ones,
+    read_float,
+    row_norms,
+    widen,
+)
+from influence_core.blocks import Block
+from influence_core.errors import OptimalityWarning, warn
+from influence_core.problem import Array, Batch, HasPenalty, HasValues, Problem
+
+# At a minimum the gradients of the points cancel. Of those of an untrained digits MLP a part of
+# 0.12 is left, of a trained one 0.05 to 0.1.
+_FAR = 0.1
+# A sample of the training data has a mean gradient of its own: so many standard errors are allowed.
+_STANDARD_ERRORS = 3.0
+# points whose own gradients are the measure of length
+_MEASURED = 32
+
+
+@dataclass(frozen=True)
+class Optimality:
+    """What `fit` saw of the gradient of the objective, in the columns of all blocks.
+
+    Attributes:
+        blocks: the blocks.
+        gradient: `∇ mean ℓ`, with the penalty that belongs to the objective, `(1, p)`.
+        values: the parameters `θ`, `(1, p)`; zeros where the backend does not hand them out.
+        length: the root mean square of `‖∇ℓᵢ‖` over the first points.
+        points: the number `N` of points.
+    """
+
+    blocks: tuple[Block, ...]
+    gradient: Array
+    values: Array
+    length: float
+    points: int
+
+    def gradient_norm(self, regularization: Mapping[str, float]) -> float:
+        """Return `‖∇ mean ℓ + λθ‖` for the λ of every block."""
+        damping = np.concatenate([np.full(b.size, regularization[b.name]) for b in self.blocks])
+        total = self.gradient + self.values * from_host(damping, self.values)
+        return read_float(row_norms(widen(total))[0])
+
+    def tell(self, regularization: Mapping[str, float]) -> None:
+        """Warn if the parameters are far from a minimum, with the given λ and without any."""
+        norm = self.gradient_norm(regularization)
+        plain = self.gradient_norm(dict.fromkeys(regularization, 0.0))
+        far = max(_FAR, _STANDARD_ERRORS / math.sqrt(self.points))
+        if min(norm, plain) > far * self.length:
+            warn(
+                f"`fit`: the model is far from a minimum of its training loss: ‖∇ mean ℓ + λθ‖ is "
+                f"{norm:.2e} ({plain:.2e} without λθ), where the gradient of a single point has a "
+                f"length of {self.length:.2e}. Influence functions describe a trained model: train "
+                "it further, or fit on the data and with the loss that it was trained with.",
+                OptimalityWarning,
+            )
+
+    def on(self, reference: Array) -> Optimality:
+        """Return the same on the device of `reference`."""
+        target = device(reference)
+        moved = move(self.gradient, target), move(self.values, target)
+        return replace(self, gradient=moved[0], values=moved[1])
+
+
+class Gauge:
+    """Sums the gradient of the objective, batch by batch."""
+
+    def __init__(self, problem: Problem, blocks: tuple[Block, ...]) -> None:
+        """Start for the parameters that the blocks cover."""
+        self._problem, self._blocks = problem, blocks
+        self._names = [name for block in blocks for name in block.names]
+        self._sum: Array | None = None
+        self._length = 0.0
+
+    def see(self, batch: Batch) -> None:
+        """Add the gradients of the points of a batch."""
+        if self._sum is None:
+            self._length = self._length_of_points(batch)
+        like = self._problem.reference
+        weights = ones((1, batch.size), like)
+        if batch.weights is not None:
+            weights = weights * namespace(like).astype(batch.weights, like.dtype)
+        gradient = self._problem.gradient_combinations(batch, weights, self._names)
+        self._sum = gradient if self._sum is None else self._sum + gradient
+
+    def reading(self, points: int, weight: float) -> Optimality:
+        """Return what the batches showed, `points` points whose weights sum to `weight`."""
+        assert self._sum is not None  # an objective has at least one point
+        gradient = self._sum / weight
+        problem, values = self._problem, gradient * 0.0
+        if isinstance(problem, HasValues):
+            values = problem.values(self._names)[None, :]
+            if isinstance(problem, HasPenalty):
+                gradient = gradient + problem.penalty(self._names) * values
+        return Optimality(self._blocks, gradient, values, self._length, points)
+
+    def _length_of_points(self, batch: Batch) -> float:
+        """Return the root mean square length; one point at a time, to hold one gradient only."""
+        one = ones((1, 1), self._problem.reference)
+        norms = []
+        for index in range(min(batch.size, _MEASURED)):
+            point = batch[index : index + 1]
+            gradient = self._problem.gradient_combinations(point, one, self._names)
+            norms.append(read_float(row_norms(widen(gradient))[0]))
+        return float(np.linalg.norm(norms)) / math.sqrt(len(norms))

@@ -1,0 +1,97 @@
+"""What a score means as a number: the change of the test loss when a training point is removed.
+
+Removal drops the point's own term from `1/N Σ ℓᵢ + λ/2 ‖θ‖²`; the mean stays one over `N`. With
+`d = (C + λI)⁻¹ ∇ℓⱼ`, the parameters move by `d/N` to first order, and the test loss by score / N.
+
+The curvature that leaves with the point is missing in that step. The objective without the point,
+taken as quadratic, has its minimum along `d` at `d / (N (1 - h))` with the leverage
+
+    h = d Cⱼ dᵀ / (N ⟨∇ℓⱼ, d⟩)
+
+where `Cⱼ` is the point's own share of the curvature. For least squares and for logistic regression
+with one output `Cⱼ` has rank one along the gradient, so that this is the full Newton step (exact
+for ridge regression, up to the change of the test loss along it): Pregibon, Logistic regression
+diagnostics, Annals of Statistics 9 (1981).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import reduce
+
+from influence_core.arrays import masked_reciprocal, namespace, read_float, row_dots
+from influence_core.curvature import SolveReport
+from influence_core.errors import ConditioningWarning, warn
+from influence_core.fitted import FittedInfluence, Training
+from influence_core.problem import Array, Batch
+from influence_core.sources import GradientSource
+
+
+def removal_effects(
+    fitted: FittedInfluence,
+    training: Training,
+    left: Batch,
+    right: Batch,
+    regularization: Mapping[str, float],
+) -> tuple[Array, dict[str, SolveReport | None]]:
+    """Return the change of the loss of every test point, `(m, n)`, to first order."""
+    shares, reports = fitted.scores(left, right, [regularization])
+    scores = reduce(_add, [share[0, ...] for share in shares.values()])
+    return scores * point_weights(training, right, scores), reports
+
+
+def corrected_removal_effects(
+    fitted: FittedInfluence,
+    training: Training,
+    left: Batch,
+    right: Batch,
+    regularization: Mapping[str, float],
+) -> tuple[Array, dict[str, SolveReport | None]]:
+    """Return the same with the leverage of every training point, all of which are solved for.
+
+    Warns:
+        ConditioningWarning: a point has a leverage of one or more; it is left uncorrected.
+    """
+    rows = {b.name: fitted.source(right, b).rows() for b in fitted.blocks}
+    steps, reports = fitted.solve(rows, regularization)
+    products = [_products(fitted.source(left, b), steps[b.name]) for b in fitted.blocks]
+    scores = reduce(_add, products)
+    weights = point_weights(training, right, scores)
+    slopes = reduce(_add, [row_dots(rows[b.name], steps[b.name]) for b in fitted.blocks])
+    bends = reduce(
+        _add,
+        [training.curvatures[b.name].quadratics(right, steps[b.name]) for b in fitted.blocks],
+    )
+    leverage = weights * bends * masked_reciprocal(slopes, slopes != 0)
+    return scores * weights * _correction(leverage), reports
+
+
+def point_weights(training: Training, batch: Batch, like: Array) -> Array | float:
+    """Return the part of the objective's weight that each point has, `(n,)`, or one number."""
+    if batch.weights is None:
+        return 1.0 / training.weight
+    return namespace(like).astype(batch.weights, like.dtype) / training.weight
+
+
+def _products(source: GradientSource, steps: Array) -> Array:
+    return namespace(steps).matrix_transpose(source.products(steps))
+
+
+def _correction(leverage: Array) -> Array:
+    """Return `1 / (1 - h)`, and 1 where the objective without the point has no minimum."""
+    xp = namespace(leverage)
+    bounded = leverage < 1.0
+    unbounded = leverage.shape[0] - int(read_float(xp.sum(xp.astype(bounded, leverage.dtype))))
+    if unbounded:
+        warn(
+            f"`removal_effects(…, leverage=True)`: {unbounded} of {leverage.shape[0]} points have "
+            "a leverage of one or more: without them the objective has no minimum along their "
+            "influence. They are left uncorrected; use a larger `regularization`, or "
+            "second_order_mode='generalized_gauss_newton'.",
+            ConditioningWarning,
+        )
+    return xp.where(bounded, masked_reciprocal(1.0 - leverage, bounded), xp.ones_like(leverage))
+
+
+def _add(a: Array, b: Array) -> Array:
+    return a + b
