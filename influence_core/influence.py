@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Self
 
-from influence_core.arrays import check_array_backend, device, exchange_for
+from influence_core.arrays import check_array_backend, concatenate_trees, device, exchange_for
 from influence_core.blocks import (
     Block,
     BlockStructure,
@@ -25,7 +25,11 @@ from influence_core.objective import Objective
 from influence_core.optimality import Gauge
 from influence_core.plugins import BackendSpec, find_backend
 from influence_core.problem import Array, Problem
-from influence_core.removal import corrected_removal_effects, removal_effects
+from influence_core.removal import (
+    corrected_removal_effects,
+    parameter_changes,
+    removal_effects,
+)
 
 
 class Influence(InfluenceFunctionModel):
@@ -225,6 +229,27 @@ class Influence(InfluenceFunctionModel):
         effects = corrected_removal_effects if leverage else removal_effects
         answer, self._report = effects(fitted, _training(fitted), *sides, regularization)
         return fitted.hand_over(answer)
+
+    @InfluenceFunctionModel.fit_required
+    def parameter_changes(self, x: Any, y: Any, leverage: bool = False) -> Array:
+        """Return the predicted change of the parameters when a training point is removed, `(n, p)`.
+
+        `(C + λI)⁻¹ ∇ℓⱼ / N`, which are the `influence_factors` of the points over `N`; with
+        `leverage` over `N (1 - h)`, see `removal_effects`. Exact for ridge regression then.
+
+        Warns:
+            ConditioningWarning: a leverage of one or more; the point is left uncorrected.
+
+        Raises:
+            NotFittedException: before `fit`.
+            DataError: the points cannot be used.
+        """
+        fitted, regularization = self._state()
+        batch = fitted.batch((x, y), "parameter_changes(x, y)")
+        changes, self._report = parameter_changes(
+            fitted, _training(fitted), batch, regularization, leverage=leverage
+        )
+        return fitted.hand_over(concatenate_trees(list(changes.values()), axis=1))
 
     @InfluenceFunctionModel.fit_required
     def influences_over(

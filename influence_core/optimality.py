@@ -110,7 +110,7 @@ class Gauge:
         if isinstance(problem, HasValues):
             values = problem.values(self._names)[None, :]
             if isinstance(problem, HasPenalty):
-                gradient = gradient + problem.penalty(self._names) * values
+                gradient = gradient + problem.penalty(self._names, weight) * values
         return Optimality(self._blocks, gradient, values, self._length, points)
 
     def _length_of_points(self, batch: Batch) -> float:

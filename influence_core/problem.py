@@ -103,6 +103,18 @@ class ReadsData(Protocol):
 
 
 @runtime_checkable
+class ReadsByIndex(Protocol):
+    """Reads the batches of an iterable in any order."""
+
+    def indexed(self, data: Any) -> Sequence[Any] | None:
+        """Return the `(x, y)` pairs of one pass over `data`, each loaded when it is asked for.
+
+        None where `data` can only be read in its order. No random state is changed.
+        """
+        ...
+
+
+@runtime_checkable
 class Validates(Protocol):
     """Makes the expensive checks of a batch: finite values, the contract of the loss."""
 
@@ -159,8 +171,12 @@ class GeneralizedGaussNewton(Protocol):
 class HasPenalty(Protocol):
     """Has a quadratic penalty that belongs to the objective."""
 
-    def penalty(self, names: Sequence[str]) -> Array:
-        """Return its diagonal second derivative, `(d,)`; every curvature includes it."""
+    def penalty(self, names: Sequence[str], weight: float) -> Array:
+        """Return its diagonal second derivative, `(d,)`; every curvature includes it.
+
+        The objective is the mean over the data plus the penalty. Where an estimator penalises the
+        sum instead, it divides by `weight`, the number of points or the sum of their weights.
+        """
         ...
 
 

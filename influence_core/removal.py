@@ -16,15 +16,14 @@ diagnostics, Annals of Statistics 9 (1981).
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from functools import reduce
 
 from influence_core.arrays import masked_reciprocal, namespace, read_float, row_dots
-from influence_core.curvature import SolveReport
 from influence_core.errors import ConditioningWarning, warn
-from influence_core.fitted import FittedInfluence, Training
+from influence_core.fitted import ByBlock, FittedInfluence, Reports, Training
 from influence_core.problem import Array, Batch
-from influence_core.sources import GradientSource
 
 
 def removal_effects(
@@ -33,7 +32,7 @@ def removal_effects(
     left: Batch,
     right: Batch,
     regularization: Mapping[str, float],
-) -> tuple[Array, dict[str, SolveReport | None]]:
+) -> tuple[Array, Reports]:
     """Return the change of the loss of every test point, `(m, n)`, to first order."""
     shares, reports = fitted.scores(left, right, [regularization])
     scores = reduce(_add, [share[0, ...] for share in shares.values()])
@@ -46,24 +45,43 @@ def corrected_removal_effects(
     left: Batch,
     right: Batch,
     regularization: Mapping[str, float],
-) -> tuple[Array, dict[str, SolveReport | None]]:
+) -> tuple[Array, Reports]:
     """Return the same with the leverage of every training point, all of which are solved for.
 
     Warns:
         ConditioningWarning: a point has a leverage of one or more; it is left uncorrected.
     """
-    rows = {b.name: fitted.source(right, b).rows() for b in fitted.blocks}
+    changes, reports = parameter_changes(fitted, training, right, regularization, leverage=True)
+    products = fitted.products(changes, left)
+    effects = reduce(_add, products.values())
+    return namespace(effects).matrix_transpose(effects), reports
+
+
+def parameter_changes(
+    fitted: FittedInfluence,
+    training: Training,
+    batch: Batch,
+    regularization: Mapping[str, float],
+    *,
+    leverage: bool,
+) -> tuple[ByBlock, Reports]:
+    """Return how the parameters move when a point is removed, `(n, d)` for each block.
+
+    Warns:
+        ConditioningWarning: a point has a leverage of one or more; it is left uncorrected.
+    """
+    rows = {b.name: fitted.source(batch, b).rows() for b in fitted.blocks}
     steps, reports = fitted.solve(rows, regularization)
-    products = [_products(fitted.source(left, b), steps[b.name]) for b in fitted.blocks]
-    scores = reduce(_add, products)
-    weights = point_weights(training, right, scores)
-    slopes = reduce(_add, [row_dots(rows[b.name], steps[b.name]) for b in fitted.blocks])
-    bends = reduce(
-        _add,
-        [training.curvatures[b.name].quadratics(right, steps[b.name]) for b in fitted.blocks],
-    )
-    leverage = weights * bends * masked_reciprocal(slopes, slopes != 0)
-    return scores * weights * _correction(leverage), reports
+    weights = point_weights(training, batch, fitted.exchange.solver)
+    if leverage:
+        slopes = reduce(_add, [row_dots(rows[name], steps[name]) for name in rows])
+        bends = reduce(
+            _add, [training.curvatures[name].quadratics(batch, steps[name]) for name in rows]
+        )
+        ratios = weights * bends * masked_reciprocal(slopes, slopes != 0)
+        weights = weights * _correction(ratios)
+    lengths = weights if isinstance(weights, float) else weights[:, None]
+    return OrderedDict((name, step * lengths) for name, step in steps.items()), reports
 
 
 def point_weights(training: Training, batch: Batch, like: Array) -> Array | float:
@@ -73,10 +91,6 @@ def point_weights(training: Training, batch: Batch, like: Array) -> Array | floa
     return namespace(like).astype(batch.weights, like.dtype) / training.weight
 
 
-def _products(source: GradientSource, steps: Array) -> Array:
-    return namespace(steps).matrix_transpose(source.products(steps))
-
-
 def _correction(leverage: Array) -> Array:
     """Return `1 / (1 - h)`, and 1 where the objective without the point has no minimum."""
     xp = namespace(leverage)
@@ -84,7 +98,7 @@ def _correction(leverage: Array) -> Array:
     unbounded = leverage.shape[0] - int(read_float(xp.sum(xp.astype(bounded, leverage.dtype))))
     if unbounded:
         warn(
-            f"`removal_effects(…, leverage=True)`: {unbounded} of {leverage.shape[0]} points have "
+            f"`leverage=True`: {unbounded} of {leverage.shape[0]} points have "
             "a leverage of one or more: without them the objective has no minimum along their "
             "influence. They are left uncorrected; use a larger `regularization`, or "
             "second_order_mode='generalized_gauss_newton'.",

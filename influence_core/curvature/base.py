@@ -148,7 +148,7 @@ class Curvature(ABC):
     def penalty(self) -> Array | None:
         """Return the diagonal of the objective's quadratic penalty, `(d,)`, or None without one."""
         if isinstance(self.problem, HasPenalty):
-            return self.problem.penalty(self.block.names)
+            return self.problem.penalty(self.block.names, self.objective.weight)
         return None
 
     def _finite(self, array: Array) -> Array:

@@ -245,13 +245,13 @@ def test_memory_limit_changes_no_number(setting):
 def test_penalty_is_a_diagonal(setting):
     first, second, *_ = names = list(setting.parameters)
     want = np.zeros(oracle.columns(setting.parameters, names).size)
-    setting.library.close(setting.problem().penalty(names), want)
+    setting.library.close(setting.problem().penalty(names, 23.0), want)
     place = oracle.columns(setting.parameters, [second])
     want[place] = 0.25
     problem = setting.problem(penalty={second: 0.25})
-    setting.library.close(problem.penalty(names), want)
-    setting.library.close(problem.penalty([second]), want[place])
-    setting.library.close(problem.penalty([first]), restricted(setting, want, [first]))
+    setting.library.close(problem.penalty(names, 23.0), want)
+    setting.library.close(problem.penalty([second], 23.0), want[place])
+    setting.library.close(problem.penalty([first], 23.0), restricted(setting, want, [first]))
 
 
 def test_parameters_are_copied():
@@ -281,7 +281,7 @@ def test_answers_alias_nothing(kind):
             problem.hessian_product(batch, v, names),
             problem.generalized_gauss_newton_product(batch, v, names),
             problem.mixed_gradient_products(batch, v, names),
-            problem.penalty(names),
+            problem.penalty(names, 23.0),
         ):
             assert not any(np.shares_memory(answer, other) for other in [*inputs, v])
 
@@ -317,7 +317,7 @@ def test_problems_pickle():
     again = pickle.loads(pickle.dumps(problem))
     batch = problem.batch(setting.train)
     np.testing.assert_array_equal(again.gradients(batch, names), problem.gradients(batch, names))
-    np.testing.assert_array_equal(again.penalty(names), problem.penalty(names))
+    np.testing.assert_array_equal(again.penalty(names, 23.0), problem.penalty(names, 23.0))
 
 
 def test_loss_can_be_chosen():

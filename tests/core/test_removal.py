@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from namespaces import NUMPY
-from oracle import gradients, hessians
+from oracle import flatten, gradients, hessians
 from problems import (
     CONVEX_KINDS,
     FEW,
@@ -105,13 +105,12 @@ def test_ridge_is_exact(outputs, regularization):
     model = Influence(
         LeastSquares(at), None, Direct(), backend=BACKEND, regularization=regularization
     ).fit([(x[:9], y[:9]), (x[9:], y[9:])])
-    slopes = gradients(at, "squared", *test)
-    want = np.empty((5, N))
-    for j in range(N):
-        without = ridge(x, y, regularization, np.arange(N) != j)
-        change = [np.ravel(without[name] - at[name]) for name in at]
-        want[:, j] = slopes @ np.concatenate(change)
+    without = [ridge(x, y, regularization, np.arange(N) != j) for j in range(N)]
+    changes = np.stack([flatten(w) - flatten(at) for w in without])
+    want = gradients(at, "squared", *test) @ changes.T
     assert model.gradient_norm < 1e-12
+    NUMPY.close(model.parameter_changes(x, y, leverage=True), changes, 1e-10)
+    NUMPY.close(model.parameter_changes(x, y), model.influence_factors(x, y) / N, 1e-12)
     NUMPY.close(model.removal_effects(*test, x, y, leverage=True), want, 1e-10)
     # and without: right to first order only
     first = NUMPY.host(model.removal_effects(*test, x, y))
@@ -197,6 +196,8 @@ def test_wrong_calls():
     setting = make_setting("logistic")
     with pytest.raises(NotFittedException, match="removal_effects"):
         influence(setting).removal_effects(*setting.test(), *setting.train)
+    with pytest.raises(NotFittedException, match="parameter_changes"):
+        influence(setting).parameter_changes(*setting.train)
     model = fitted(setting, regularization=5.0)
     with pytest.raises(DataError, match="removal_effects"):
         model.removal_effects(*setting.test(), setting.train[0], None)
