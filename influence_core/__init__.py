@@ -38,10 +38,14 @@ from influence_core.errors import (
 )
 from influence_core.influence import Influence
 from influence_core.methods import (
+    Arnoldi,
     Cg,
     Direct,
+    Ekfac,
+    EkfacPreconditioner,
     InverseHarmonicMean,
     JacobiPreconditioner,
+    Lissa,
     Method,
     NystroemPreconditioner,
     NystroemSketch,
@@ -53,6 +57,7 @@ from influence_core.problem import Batch, Problem
 __version__ = "0.1.0"
 
 __all__ = [
+    "Arnoldi",
     "BackendConflictError",
     "BackendError",
     "BackendImportError",
@@ -68,6 +73,8 @@ __all__ = [
     "DataTypeError",
     "DeviceError",
     "Direct",
+    "Ekfac",
+    "EkfacPreconditioner",
     "ExchangeError",
     "Influence",
     "InfluenceError",
@@ -77,6 +84,7 @@ __all__ = [
     "InverseHarmonicMean",
     "JacobiPreconditioner",
     "LabelKind",
+    "Lissa",
     "LossError",
     "Method",
     "ModelError",

@@ -154,9 +154,9 @@ def read_untouched(loader: Any) -> Iterator[Any]:
 
 
 def _generators(loader: Any) -> list[torch.Generator]:
-    batch_sampler = getattr(loader, "batch_sampler", None)
-    samplers = (getattr(loader, "sampler", None), getattr(batch_sampler, "sampler", None))
-    found = (getattr(owner, "generator", None) for owner in (loader, batch_sampler, *samplers))
+    outer = [getattr(loader, name, None) for name in ("batch_sampler", "sampler")]
+    inner = [getattr(sampler, "sampler", None) for sampler in outer]
+    found = (getattr(owner, "generator", None) for owner in (loader, *outer, *inner))
     return [generator for generator in found if isinstance(generator, torch.Generator)]
 
 

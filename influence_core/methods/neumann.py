@@ -1,0 +1,113 @@
+"""The iteration of LiSSA on rows: no data, no blocks, only one product a step.
+
+`h ← b + (1 - dampen) h - h A_t / scale` from `h = b`. Where no step enlarges an error,
+`‖h‖ ≤ (t + 1) ‖b‖` after `t` steps: a row far above that diverges.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from influence_core.arrays import namespace, read_float, row_norms
+from influence_core.problem import Array
+
+# steps between two looks at the device
+_LOOK = 10
+# noise may exceed the bound for a while, and small negative eigenvalues do so slowly
+_GROWTH = 1e3
+
+
+@dataclass(frozen=True)
+class Recursion:
+    """The numbers of the recursion.
+
+    Attributes:
+        dampen: what is taken from `h` in a step.
+        scale: what products are divided by.
+        rtol: the change of a row in a step, relative to the row, at which it stops.
+    """
+
+    dampen: float
+    scale: float
+    rtol: float
+
+
+@dataclass(frozen=True)
+class Iterate:
+    """Where the iteration is.
+
+    Attributes:
+        rows: `h`, `(k, d)`.
+        active: which rows have not stopped, `(k,)`.
+        diverged: which rows have grown beyond the bound, `(k,)`; they keep the last finite `h`.
+        iterations: steps in which the row was still worked on, `(k,)`.
+        changes: the relative changes of the rows in the last step, `(k,)`.
+    """
+
+    rows: Array
+    active: Array
+    diverged: Array
+    iterations: Array
+    changes: Array
+
+
+def neumann_series(
+    recursion: Recursion,
+    products: Iterable[Callable[[Array], Array]],
+    b: Array,
+    progress: Any,
+) -> Iterate:
+    """Iterate for the rows of `b`, `(k, d)`, of length one or zero, while there are products.
+
+    Every few steps one number is read: it ends the iteration when all rows have stopped or one has
+    diverged. A row that stopped is frozen by a mask; what the others do cannot change it.
+    """
+    state = _start(b)
+    for step, product in enumerate(products, 1):
+        state = _advance(recursion, state, product, b, step)
+        progress.update()
+        if step % _LOOK == 0:
+            change = _largest_change(state)
+            progress.set_postfix_str(f"largest relative change {change:.1e}", refresh=False)
+            if not 0.0 < change < math.inf:
+                break
+    return state
+
+
+def _start(b: Array) -> Iterate:
+    xp, norms = namespace(b), row_norms(b)
+    active = norms > 0
+    none = xp.zeros_like(active)
+    return Iterate(b, active, none, xp.astype(none, xp.int32), norms)
+
+
+def _advance(
+    recursion: Recursion,
+    state: Iterate,
+    product: Callable[[Array], Array],
+    b: Array,
+    step: int,
+) -> Iterate:
+    xp, h = namespace(b), state.rows
+    new = b + h * (1.0 - recursion.dampen) - product(h) / recursion.scale
+    size, norms = row_norms(new), row_norms(h)
+    bounded = size <= _GROWTH * (step + 1)  # not so for NaN
+    changes = row_norms(new - h) / xp.where(norms > 0, norms, xp.ones_like(norms))
+    return Iterate(
+        xp.where((state.active & xp.isfinite(size))[:, None], new, h),
+        state.active & bounded & (changes > recursion.rtol),
+        state.diverged | (state.active & ~bounded),
+        state.iterations + xp.astype(state.active, xp.int32),
+        changes,
+    )
+
+
+def _largest_change(state: Iterate) -> float:
+    """Read the largest relative change among the active rows, infinity if a row has diverged."""
+    xp, changes = namespace(state.changes), state.changes
+    active = xp.where(state.active, changes, xp.zeros_like(changes))
+    far = xp.full_like(changes, math.inf)
+    return read_float(xp.max(xp.where(state.diverged, far, active)))
