@@ -12,6 +12,7 @@ import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -21,6 +22,8 @@ from torch.utils import _pytree as pytree
 from influence_core.arrays import concatenate_trees
 from influence_core.errors import DataTypeError, ModelError, OptionError
 from influence_core.methods.base import check_positive_integer
+from influence_core.modes import LabelKind
+from influence_core.problem import Labels, Layer, LayerStatistics
 from influence_torch.data import (
     TorchBatch,
     check_finite,
@@ -31,7 +34,10 @@ from influence_torch.data import (
     with_leaves,
 )
 from influence_torch.gauss_newton import gauss_newton_chain
+from influence_torch.indexed import indexed_batches
 from influence_torch.kernels import twice_differentiable
+from influence_torch.layers import find_layers, joined, perturbed, record
+from influence_torch.likelihoods import Slices, known_likelihood, one_slice
 from influence_torch.losses import COMPARED, Loss, PointLosses
 from influence_torch.snapshot import Forward, Snapshot
 from influence_torch.transforms import Looped, Point, Pull, Transforms, Vectorized
@@ -88,6 +94,7 @@ class TorchProblem:
         check_memory(max_memory)
         self._snapshot = Snapshot(model, forward, device)
         self._losses = PointLosses(self._snapshot, loss)
+        self._loss = loss
         self._memory = max_memory or _DEFAULT_MEMORY
         self._looped: set[str] = set()
         self._checked = False
@@ -110,6 +117,10 @@ class TorchProblem:
     def batches(self, data: Any) -> Iterator[TorchBatch]:
         """Return the batches of a loader; no random generator is changed by reading them."""
         return (self.batch(pair) for pair in read_untouched(data))
+
+    def indexed(self, data: Any) -> Sequence[Any] | None:
+        """Return the pairs of a list, or of a loader with a map-style data set, in any order."""
+        return indexed_batches(data)
 
     def validate(self, batch: TorchBatch, where: str) -> None:
         """Check the state of the model, the values of the batch and the contract of the loss."""
@@ -257,6 +268,71 @@ class TorchProblem:
 
         return only_leaves(batch.x, self._run("mixed_gradient_products", compute))
 
+    def layers(self) -> Mapping[str, Layer]:
+        """Return name to layer of every `nn.Linear` that has a parameter of the problem."""
+        return find_layers(self._snapshot)
+
+    def layer_statistics(
+        self, batch: TorchBatch, layers: Sequence[str], labels: Labels
+    ) -> Mapping[str, LayerStatistics]:
+        """Return what the layers see of the points: a forward pass, and a backward pass a slice.
+
+        The distribution of the labels is known for `cross_entropy` of this package and of torch.
+
+        Raises:
+            CapabilityError: another loss, and labels that are not the given ones.
+            NotImplementedLayerRepresentationException: a layer is called with something that does
+                not have the points along its first axis.
+        """
+        self._learn(batch)
+        # without a reduction the batch loss cannot stand in for the losses of the points
+        given = labels.kind is LabelKind.GIVEN
+        most = 1 if given and self._losses.reduction is None else None
+        return joined(
+            [
+                self._layer_statistics(part, layers, _of_points(labels, points))
+                for points, part in self._parts(batch, most)
+            ]
+        )
+
+    def _layer_statistics(
+        self, batch: TorchBatch, names: Sequence[str], labels: Labels
+    ) -> dict[str, LayerStatistics]:
+        layers = self.layers()
+        with self._kernels():
+            calls = record(self._snapshot, {n: layers[n] for n in names}, batch.x, batch.size)
+            slices = self._slices(calls.outputs, batch, labels)
+        layout = Layout.of(calls.zeros, list(calls.zeros))
+        chunk = self._rows(self._losses.bytes_per_point * batch.size, layout)
+
+        def compute(transforms: Transforms) -> Point:
+            pull = transforms.pullback(
+                lambda e: slices.target(perturbed(self._snapshot, names, batch.x, e)), calls.zeros
+            )
+            return transforms.each(lambda r: pull(slices.cotangent(r)), slices.rows, chunk)
+
+        gradients = self._run("layer_statistics", compute) if calls.zeros else {}
+        return calls.statistics(gradients, slices.count, self.reference)
+
+    def _slices(self, outputs: Any, batch: TorchBatch, labels: Labels) -> Slices:
+        if labels.kind is not LabelKind.GIVEN:
+            return known_likelihood(self._loss, labels.kind).slices(outputs, batch.y, labels)
+        return one_slice(lambda f: self._losses.mean_of_outputs(f, batch) * batch.size, outputs)
+
+    def values(self, names: Sequence[str]) -> Tensor:
+        """Return the parameters of the snapshot, `(d,)`."""
+        parameters = self._snapshot.parameters
+        return Layout.of(parameters, names).join(parameters).clone()
+
+    @contextmanager
+    def shelter(self) -> Iterator[None]:
+        """Keep autocast of the caller from shortening the core's arithmetic."""
+        with (
+            torch.autocast("cpu", enabled=False),
+            torch.autocast(self._snapshot.device.type, enabled=False),
+        ):
+            yield
+
     def _point(self, batch: TorchBatch, names: Sequence[str]) -> tuple[Point, Layout]:
         self._learn(batch)
         parameters = self._snapshot.parameters
@@ -335,8 +411,7 @@ class TorchProblem:
     def _kernels(self) -> Iterator[None]:
         """Compute in the dtype of the parameters, with kernels that can be differentiated."""
         with (
-            torch.autocast("cpu", enabled=False),
-            torch.autocast(self._snapshot.device.type, enabled=False),
+            self.shelter(),
             twice_differentiable(recurrent=self._snapshot.recurrent),
         ):
             yield
@@ -359,6 +434,10 @@ def _slices(batch: TorchBatch, size: int) -> Iterator[tuple[slice, TorchBatch]]:
     for start in range(0, batch.size, size):
         points = slice(start, start + size)
         yield points, batch[points]
+
+
+def _of_points(labels: Labels, points: slice) -> Labels:
+    return replace(labels, uniforms=lambda positions: labels.uniforms(positions)[:, points])
 
 
 def _in_a_loop(name: str, compute: Callable[[Transforms], _T]) -> _T:

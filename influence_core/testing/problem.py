@@ -22,19 +22,22 @@ from influence_core.arrays import (
     zeros,
 )
 from influence_core.errors import ModelError, OptionError
-from influence_core.problem import Array
+from influence_core.problem import Array, Labels, LayerStatistics
+from influence_core.problem import Layer as AffineLayer
 from influence_core.testing.batch import ClosedFormBatch, check_numbers, make_batch
 from influence_core.testing.chain import Layer, Trace, trace
+from influence_core.testing.distributions import output_slopes
 from influence_core.testing.losses import Loss, find_loss
 from influence_core.testing.models import Model
+from influence_core.testing.statistics import affine_layers, layer_statistics
 
 
 class ClosedFormProblem:
     """The loss of a `LeastSquares`, `Logistic` or `TanhNetwork`, seen through derivatives.
 
     Implements `Problem` and the protocols `Validates`, `Movable`, `LinearizesHessian`,
-    `GeneralizedGaussNewton` and `HasPenalty`. The parameters are copied: what is done to the model
-    afterwards changes nothing here.
+    `GeneralizedGaussNewton`, `HasPenalty`, `HasLayers` and `HasValues`. The parameters are copied:
+    what is done to the model afterwards changes nothing here.
 
     Args:
         model: holds arrays of one library, dtype and device.
@@ -185,7 +188,7 @@ class ClosedFormProblem:
 
         return self._by_rows(product, v, batch)
 
-    def penalty(self, names: Sequence[str]) -> Array:
+    def penalty(self, names: Sequence[str], weight: float) -> Array:
         """Return the diagonal second derivative of the penalty, `(d,)`; zeros without one."""
         shapes = self.parameters
         parts = [
@@ -193,6 +196,27 @@ class ClosedFormProblem:
             for name in names
         ]
         return namespace(self.reference).concat(parts)
+
+    def values(self, names: Sequence[str]) -> Array:
+        """Return the parameters themselves, `(d,)`."""
+        xp = namespace(self.reference)
+        return xp.concat([xp.reshape(self._values[name], (-1,)) for name in names])
+
+    def layers(self) -> dict[str, AffineLayer]:
+        """Return name to layer, first to last; every layer can be factored."""
+        return affine_layers(self._layers, self._values)
+
+    def layer_statistics(
+        self, batch: ClosedFormBatch, layers: Sequence[str], labels: Labels
+    ) -> dict[str, LayerStatistics]:
+        """Return what some layers saw of the batch, at one position a point (`s = 1`).
+
+        Raises:
+            CapabilityError: labels other than the given ones, for a `Loss` of the user's own.
+        """
+        passed = self._trace(batch)
+        slopes = output_slopes(self._loss, passed.outputs, batch.targets, labels)
+        return layer_statistics(passed, passed.pull(slopes), layers)
 
     def _trace(self, batch: ClosedFormBatch) -> Trace:
         shape = (batch.size, self.reference.shape[1])

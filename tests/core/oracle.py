@@ -345,3 +345,151 @@ def _gradient(
         answer[weight], answer[bias] = np.outer(back, a), back
         back = (named[weight].T @ back) * (1 - a * a)
     return np.concatenate([answer[name].ravel() for name in parameters])
+
+
+def factored_fisher(
+    parameters: Parameters,
+    loss: str,
+    x: Host,
+    y: npt.NDArray,
+    names: Sequence[str],
+    *,
+    labels: str = "expected",
+    update_diagonal: bool = False,
+    weights: Host | None = None,
+    penalty: Mapping[str, float] | None = None,
+) -> Host:
+    """The Kronecker-factored Fisher matrix of the parameters `names`, dense, `(d, d)`.
+
+    Point by point, label by label, with `np.outer` and `np.kron`. Columns are the parameters
+    `names` in the order of `parameters`; `labels` is ``"expected"`` or ``"given"``.
+    """
+    names = [name for name in parameters if name in names]
+    places = columns(parameters, names)
+    answer = np.zeros((places.size, places.size))
+    seen = [_seen_by_layers(parameters, loss, a, b, labels) for a, b in zip(x, y, strict=True)]
+    share = np.full(len(x), 1 / len(x)) if weights is None else weights / np.sum(weights)
+    for number, (weight, bias) in enumerate(_layers(parameters)):
+        own = [name for name in (weight, bias) if name in names]
+        if not own:
+            continue
+        points = [(_homogeneous(a[number], weight in own, bias in own), g) for a, g in seen]
+        layer = _factored_layer([(a, [row[number] for row in g]) for a, g in points], share)
+        matrix = layer(update_diagonal, _penalty_matrix(parameters, own, weight, bias, penalty))
+        within = _matrix_order(parameters, names, weight, bias)
+        answer[np.ix_(within, within)] = matrix
+    return answer
+
+
+def _homogeneous(a: Host, weight: bool, bias: bool) -> Host:
+    return np.concatenate([a if weight else a[:0], np.ones(int(bias))])
+
+
+def _penalty_matrix(
+    parameters: Parameters,
+    own: Sequence[str],
+    weight: str,
+    bias: str,
+    penalty: Mapping[str, float] | None,
+) -> Host:
+    """The penalty of every entry of `[W, b]`, as far as they are among `own`."""
+    penalty = penalty or {}
+    outputs, inputs = parameters[weight].shape
+    parts = []
+    if weight in own:
+        parts.append(np.full((outputs, inputs), penalty.get(weight, 0.0)))
+    if bias in own:
+        parts.append(np.full((outputs, 1), penalty.get(bias, 0.0)))
+    return np.concatenate(parts, axis=1)
+
+
+def _matrix_order(
+    parameters: Parameters, names: Sequence[str], weight: str, bias: str
+) -> npt.NDArray[np.intp]:
+    """The columns, among those of `names`, of the entries of `[W, b]` read row by row."""
+    start, parts = 0, {}
+    for name in names:
+        size = parameters[name].size
+        parts[name] = np.arange(start, start + size).reshape(len(parameters[name]), -1)
+        start += size
+    own = [parts[name] for name in (weight, bias) if name in parts]
+    return np.concatenate(own, axis=1).ravel()
+
+
+def _factored_layer(
+    points: Sequence[tuple[Host, Sequence[Host]]], share: Host
+) -> Callable[[bool, Host], Host]:
+    """The matrix of one layer, from its inputs and output gradients at every point."""
+    a = sum(w * np.outer(a, a) for w, (a, _) in zip(share, points, strict=True))
+    s = sum(w * np.outer(g, g) for w, (_, each) in zip(share, points, strict=True) for g in each)
+
+    def matrix(update_diagonal: bool, penalty: Host) -> Host:
+        basis = np.kron(np.linalg.eigh(s)[1], np.linalg.eigh(a)[1])
+        diagonal = np.diag(basis.T @ np.diag(penalty.ravel()) @ basis)
+        if not update_diagonal:
+            return np.kron(s, a) + basis @ np.diag(diagonal) @ basis.T
+        for w, (inputs, each) in zip(share, points, strict=True):
+            for g in each:
+                diagonal = diagonal + w * (basis.T @ np.kron(g, inputs)) ** 2
+        return basis @ np.diag(diagonal) @ basis.T
+
+    return matrix
+
+
+def _seen_by_layers(
+    parameters: Parameters, loss: str, x: Host, y: npt.NDArray, labels: str
+) -> tuple[list[Host], list[list[Host]]]:
+    """The inputs of the layers at one point, and a row of their output gradients for each label."""
+    *inputs, f = _forward(parameters, x)
+    if labels == "given":
+        slopes = [_output_gradient(loss, f, y)]
+    elif loss == "squared":
+        slopes = list(np.eye(f.size))
+    else:
+        chances = np.exp(f - np.max(f)) / np.sum(np.exp(f - np.max(f)))
+        slopes = [np.sqrt(p) * _output_gradient(loss, f, c) for c, p in enumerate(chances)]
+    return inputs, [_backward(parameters, inputs, slope) for slope in slopes]
+
+
+def _backward(parameters: Parameters, inputs: Sequence[Host], slope: Host) -> list[Host]:
+    """The output gradients of the layers, first to last, from that of the last."""
+    answer = [slope]
+    for (weight, _), a in list(zip(_layers(parameters), inputs, strict=True))[:0:-1]:
+        answer.insert(0, (parameters[weight].T @ answer[0]) * (1 - a * a))
+    return answer
+
+
+@dataclass(frozen=True)
+class FactoredOracle(Oracle):
+    """Influence functions by dense solves with the Kronecker-factored Fisher matrix.
+
+    Attributes:
+        labels: ``"expected"`` or ``"given"``.
+        update_diagonal: whether eigenvalues are mean squares in the eigenbasis.
+        structure: block name -> names of its parameters; None for one block of all. Pass the same
+            as `blocks` to the methods.
+    """
+
+    labels: str = "expected"
+    update_diagonal: bool = False
+    structure: Mapping[str, Sequence[str]] | None = None
+
+    def curvature(self, mode: str = "") -> Host:
+        """The matrix, `(p, p)`, with zeros across blocks and for what no block covers."""
+        matrix = np.zeros((flatten(self.parameters).size,) * 2)
+        structure = {"": list(self.parameters)} if self.structure is None else self.structure
+        for names, place in zip(
+            structure.values(), self.blocks(self.structure).values(), strict=True
+        ):
+            matrix[np.ix_(place, place)] = factored_fisher(
+                self.parameters,
+                self.loss,
+                self.x,
+                self.y,
+                names,
+                labels=self.labels,
+                update_diagonal=self.update_diagonal,
+                weights=self.weights,
+                penalty=self.penalty,
+            )
+        return matrix
