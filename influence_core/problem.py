@@ -168,6 +168,21 @@ class GeneralizedGaussNewton(Protocol):
 
 
 @runtime_checkable
+class PointQuadratics(Protocol):
+    """Multiplies the curvature of every point with a vector of its own, in one pass."""
+
+    def hessian_quadratics(self, batch: Batch, v: Array, names: Sequence[str]) -> Array:
+        """Return `vᵢ · ∇²ℓᵢ · vᵢᵀ`, `(n,)`, for `v` of shape `(n, d)`."""
+        ...
+
+    def generalized_gauss_newton_quadratics(
+        self, batch: Batch, v: Array, names: Sequence[str]
+    ) -> Array:
+        """Return `vᵢ · Jᵢᵀ (∇²_f ℓᵢ) Jᵢ · vᵢᵀ`, `(n,)`, for `v` of shape `(n, d)`."""
+        ...
+
+
+@runtime_checkable
 class HasPenalty(Protocol):
     """Has a quadratic penalty that belongs to the objective."""
 

@@ -82,7 +82,7 @@ def find_layers(snapshot: Snapshot) -> dict[str, Layer]:
     A parameter that several modules hold is none of theirs: what one of them sees is only a part of
     its gradient.
     """
-    module = _module(snapshot)
+    module = snapshot.module
     holders: dict[Tensor, int] = {}
     for part in module.modules():
         for parameter in part.parameters(recurse=False):
@@ -106,7 +106,7 @@ def record(snapshot: Snapshot, layers: Mapping[str, Layer], x: Any, size: int) -
         calls.names.append(name)
         return z
 
-    with torch.no_grad(), _watched(_module(snapshot), layers, on_call):
+    with torch.no_grad(), _watched(snapshot.module, layers, on_call):
         calls.outputs = snapshot({}, x)
     return calls
 
@@ -114,7 +114,7 @@ def record(snapshot: Snapshot, layers: Mapping[str, Layer], x: Any, size: int) -
 def perturbed(snapshot: Snapshot, layers: Iterable[str], x: Any, epsilon: Point) -> Any:
     """Return the outputs of the model with `ε_k` added to what call `k` returns."""
     calls = count()
-    with _watched(_module(snapshot), layers, lambda _name, _a, z: z + epsilon[str(next(calls))]):
+    with _watched(snapshot.module, layers, lambda _name, _a, z: z + epsilon[str(next(calls))]):
         return snapshot({}, x)
 
 
@@ -153,10 +153,6 @@ def _hook(
 ) -> Tensor:
     (a,) = (*arguments, *keywords.values())
     return on_call(name, a, z)
-
-
-def _module(snapshot: Snapshot) -> nn.Module:
-    return snapshot._caller().module
 
 
 def _is_linear(module: nn.Module) -> bool:

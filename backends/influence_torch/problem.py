@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from influence_core.arrays import concatenate_trees
+from influence_core.arrays import concatenate_trees, map_tree
 from influence_core.errors import DataTypeError, ModelError, OptionError
 from influence_core.methods.base import check_positive_integer
 from influence_core.modes import LabelKind
@@ -238,6 +238,49 @@ class TorchProblem:
 
         return self._run("generalized_gauss_newton_product", compute)
 
+    def hessian_quadratics(self, batch: TorchBatch, v: Tensor, names: Sequence[str]) -> Tensor:
+        """Return `vᵢ · ∇²ℓᵢ · vᵢᵀ`, `(n,)`."""
+        point, layout = self._point(batch, names)
+
+        def of_point(transforms: Transforms, x: Any, y: Any) -> Pull:
+            gradient = transforms.gradient(lambda p: self._losses.point(p, x, y))
+            return transforms.pullback(gradient, point)
+
+        return self._quadratics("hessian_quadratics", of_point, batch, v, layout)
+
+    def generalized_gauss_newton_quadratics(
+        self, batch: TorchBatch, v: Tensor, names: Sequence[str]
+    ) -> Tensor:
+        """Return `vᵢ · Jᵢᵀ (∇²_f ℓᵢ) Jᵢ · vᵢᵀ`, `(n,)`."""
+        point, layout = self._point(batch, names)
+
+        def of_point(transforms: Transforms, x: Any, y: Any) -> Pull:
+            one = TorchBatch(_unsqueezed(x), _unsqueezed(y), 1)
+            return gauss_newton_chain(transforms, self._losses, self._snapshot, point, one)
+
+        name = "generalized_gauss_newton_quadratics"
+        return self._quadratics(name, of_point, batch, v, layout)
+
+    def _quadratics(
+        self,
+        name: str,
+        of_point: Callable[[Transforms, Any, Any], Pull],
+        batch: TorchBatch,
+        v: Tensor,
+        layout: Layout,
+    ) -> Tensor:
+        """Return the product of every row of `v` with what its own point makes of it."""
+
+        def compute(transforms: Transforms) -> Tensor:
+            def one(triple: tuple[Any, Any, Tensor]) -> Tensor:
+                x, y, row = triple
+                return (layout.join(of_point(transforms, x, y)(layout.split(row))) * row).sum()
+
+            chunk = self._rows(self._losses.bytes_per_point, layout)
+            return transforms.each(one, (batch.x, batch.y, v), chunk)
+
+        return self._run(name, compute)
+
     def mixed_gradient_products(self, batch: TorchBatch, v: Tensor, names: Sequence[str]) -> Any:
         """Return `∇ₓ⟨v, ∇θℓᵢ⟩`, `(k, n, *x.shape[1:])`, for the floating-point leaves of `x`.
 
@@ -434,6 +477,10 @@ def _slices(batch: TorchBatch, size: int) -> Iterator[tuple[slice, TorchBatch]]:
     for start in range(0, batch.size, size):
         points = slice(start, start + size)
         yield points, batch[points]
+
+
+def _unsqueezed(tree: Any) -> Any:
+    return map_tree(lambda t: t.unsqueeze(0), tree)
 
 
 def _of_points(labels: Labels, points: slice) -> Labels:

@@ -96,6 +96,11 @@ class Snapshot:
         named = {f"module.{name}": tensor for name, tensor in tensors.items()}
         return torch.func.functional_call(self._caller(), named, (x,))
 
+    @property
+    def module(self) -> nn.Module:
+        """The copy of the user's module that this thread calls."""
+        return self._caller().module
+
     def check(self) -> None:
         """Raise if the model cannot be used in its present state.
 
@@ -154,7 +159,7 @@ class Snapshot:
         self._buffers = {name: b.detach() for name, b in self._module.named_buffers()}
         self.parameters = {name: p for name, p in named.items() if name in wanted}
 
-    def _caller(self) -> nn.Module:
+    def _caller(self) -> _Caller:
         if not hasattr(self._threads, "caller"):
             # the tensors are in the memo: only the Python objects are copied
             tensors = [*self._module.parameters(), *self._module.buffers()]

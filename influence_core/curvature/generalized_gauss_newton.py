@@ -12,7 +12,7 @@ from typing import cast
 
 from influence_core.curvature.base import Curvature
 from influence_core.errors import CapabilityError
-from influence_core.problem import Array, Batch
+from influence_core.problem import Array, Batch, PointQuadratics
 from influence_core.problem import GeneralizedGaussNewton as OffersProduct
 
 
@@ -33,3 +33,10 @@ class GeneralizedGaussNewton(Curvature):
         """Return the product with the batch's mean, `(k, d)`."""
         problem = cast(OffersProduct, self.problem)
         return problem.generalized_gauss_newton_product(batch, v, self.block.names)
+
+    def batch_quadratics(self, batch: Batch, v: Array) -> Array:
+        """Return `vᵢ · Jᵢᵀ (∇²_f ℓᵢ) Jᵢ · vᵢᵀ`, `(n,)`, in one pass where the backend can."""
+        if isinstance(self.problem, PointQuadratics):
+            names = self.block.names
+            return self.problem.generalized_gauss_newton_quadratics(batch, v, names)
+        return super().batch_quadratics(batch, v)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from influence_core.curvature.base import Curvature, Product
-from influence_core.problem import Array, Batch, LinearizesHessian
+from influence_core.problem import Array, Batch, LinearizesHessian, PointQuadratics
 
 
 class Hessian(Curvature):
@@ -18,3 +18,9 @@ class Hessian(Curvature):
         if isinstance(self.problem, LinearizesHessian):
             return self.problem.linearize(batch, self.block.names)
         return super().linearize_batch(batch)
+
+    def batch_quadratics(self, batch: Batch, v: Array) -> Array:
+        """Return `vᵢ · ∇²ℓᵢ · vᵢᵀ`, `(n,)`, in one pass where the backend can."""
+        if isinstance(self.problem, PointQuadratics):
+            return self.problem.hessian_quadratics(batch, v, self.block.names)
+        return super().batch_quadratics(batch, v)
