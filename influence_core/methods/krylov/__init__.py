@@ -3,11 +3,16 @@
 from influence_core.methods.krylov.block_conjugate_gradient import block_conjugate_gradient
 from influence_core.methods.krylov.conjugate_gradient import conjugate_gradient
 from influence_core.methods.krylov.iteration import Iterate, LinearSystem, StopWatch
+from influence_core.methods.krylov.lanczos import ROUNDING, Eigenpairs, Spectrum, lanczos
 
 __all__ = [
+    "ROUNDING",
+    "Eigenpairs",
     "Iterate",
     "LinearSystem",
+    "Spectrum",
     "StopWatch",
     "block_conjugate_gradient",
     "conjugate_gradient",
+    "lanczos",
 ]
