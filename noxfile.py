@@ -15,7 +15,7 @@ import nox
 nox.needs_version = ">=2025.2.9"
 # Not uv: it ignores the settings of pip, and so may fetch a CUDA build of torch.
 nox.options.default_venv_backend = "virtualenv"
-nox.options.sessions = ["lint", "types", "tests"]
+nox.options.sessions = ["lint", "types", "tests", "docs"]
 
 ROOT = Path(__file__).parent
 PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
@@ -54,6 +54,13 @@ def tests(session: nox.Session) -> None:
     install_wheel(session, CONSTRAINTS, "torch", "sklearn", "plot")
     doctests = ("--doctest-modules", "--pyargs", "influence_core", "influence_torch")
     run_pytest(session, "--cov", "-n", "2", ROOT / "tests", *doctests)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation site, in `site/`, with warnings as errors."""
+    session.install("-c", CONSTRAINTS, *group("docs"))
+    session.run("mkdocs", "build", "--strict", env={"NO_MKDOCS_2_WARNING": "1"})
 
 
 @nox.session(default=False)
