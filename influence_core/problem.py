@@ -204,12 +204,14 @@ class Layer:
         bias: the name of `b`, `(o,)`; None where there is none that wants a gradient.
         inputs: `i`.
         outputs: `o`.
+        transposed: whether the parameter called `weight` holds `Wᵀ`, `(i, o)`.
     """
 
     weight: str | None
     bias: str | None
     inputs: int
     outputs: int
+    transposed: bool = False
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from influence_core.arrays import epsilon, namespace, read_flag
-from influence_core.curvature.layers import unfactored
+from influence_core.curvature.layers import unfactored, weight_columns
 from influence_core.problem import Array, Batch, Layer, LayerStatistics, Problem
 
 # units of rounding that an output gradient may carry where the loss is of the order of one: those
@@ -65,7 +65,10 @@ def _rebuilt(
     relative = eps**0.4  # 6e-7 in float64, 2e-3 in float32
     for name, inputs in ((layer.weight, a), (layer.bias, xp.ones_like(a[..., :1]))):
         if name is not None:
-            gradients = xp.reshape(g @ inputs, (inputs.shape[0], -1))
+            matrices = g @ inputs  # (n, o, i), or (n, o, 1) for the bias
+            gradients = (
+                weight_columns(matrices, layer) if name == layer.weight else matrices[:, :, 0]
+            )
             size = xp.max(xp.abs(g) @ xp.abs(inputs))  # of the terms: they may cancel in the sum
             unit = xp.max(xp.sum(xp.abs(inputs), axis=1))
             yield name, (gradients, relative * size + _ROUNDING * eps * unit)

@@ -45,28 +45,33 @@ class LayerColumns:
 
     def gather(self, rows: Array) -> Array:
         """Return the matrices `M`, `(k, o, i')`, of rows `(k, d)` of the block."""
-        xp, k = namespace(rows), rows.shape[0]
-        shapes = ((self.weight, self.layer.inputs), (self.bias, 1))
-        parts = [
-            xp.reshape(
-                rows[:, start : start + self.layer.outputs * width],
-                (k, self.layer.outputs, width),
-            )
-            for start, width in shapes
-            if start is not None
-        ]
+        xp, (k, o, i) = namespace(rows), (rows.shape[0], self.layer.outputs, self.layer.inputs)
+        parts = []
+        if self.weight is not None:
+            weights = rows[:, self.weight : self.weight + o * i]
+            if self.layer.transposed:
+                parts.append(xp.matrix_transpose(xp.reshape(weights, (k, i, o))))
+            else:
+                parts.append(xp.reshape(weights, (k, o, i)))
+        if self.bias is not None:
+            parts.append(xp.reshape(rows[:, self.bias : self.bias + o], (k, o, 1)))
         return xp.concat(parts, axis=-1)
 
     def scatter(self, matrices: Array) -> dict[int, Array]:
         """Return first column -> columns, `(k, o·i)` and `(k, o)`, from `M`, `(k, o, i')`."""
-        xp, k = namespace(matrices), matrices.shape[0]
         pieces = {}
         if self.weight is not None:
-            weights = matrices[:, :, : self.layer.inputs]
-            pieces[self.weight] = xp.reshape(weights, (k, self.layer.outputs * self.layer.inputs))
+            pieces[self.weight] = weight_columns(matrices[:, :, : self.layer.inputs], self.layer)
         if self.bias is not None:
             pieces[self.bias] = matrices[:, :, -1]
         return pieces
+
+
+def weight_columns(matrices: Array, layer: Layer) -> Array:
+    """Return the columns of a layer's weight, `(k, o·i)`, from matrices `W`, `(k, o, i)`."""
+    xp = namespace(matrices)
+    own = xp.matrix_transpose(matrices) if layer.transposed else matrices
+    return xp.reshape(own, (matrices.shape[0], layer.outputs * layer.inputs))
 
 
 def homogeneous(inputs: Array, layer: Layer) -> Array:
@@ -122,6 +127,6 @@ def unfactored(names: Sequence[str], fault: str) -> NotImplementedLayerRepresent
     listed = ", ".join(map(repr, names))
     return NotImplementedLayerRepresentationException(
         f"EK-FAC needs every parameter to belong to one affine layer; {listed} {fault}. Freeze it "
-        "with requires_grad_(False), leave it out with `block_structure`, or use another method, "
-        "such as Cg."
+        "(in torch with requires_grad_(False)), leave it out with `block_structure`, or use "
+        "another method, such as Cg."
     )

@@ -11,12 +11,13 @@ They run on any library that follows the array API standard and need no automati
 
 from influence_core.testing.backend import BACKEND
 from influence_core.testing.batch import ClosedFormBatch
-from influence_core.testing.losses import CrossEntropy, Loss, Squared
+from influence_core.testing.losses import BinaryCrossEntropy, CrossEntropy, Loss, Squared
 from influence_core.testing.models import LeastSquares, Logistic, Model, TanhNetwork
 from influence_core.testing.problem import ClosedFormProblem
 
 __all__ = [
     "BACKEND",
+    "BinaryCrossEntropy",
     "ClosedFormBatch",
     "ClosedFormProblem",
     "CrossEntropy",

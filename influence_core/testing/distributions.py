@@ -1,15 +1,18 @@
-"""The distributions of labels that the two losses stand for, and gradients at their labels.
+"""The distributions of labels that the losses stand for, and gradients at their labels.
 
 A loss is a negative log-likelihood of `y` given the outputs `f`, up to a constant:
 
-    squared         y ~ N(f, I)            ∇_f ℓ = -z at y = f + z, z ~ N(0, I)
+    squared         y ~ N(f, I/c)          ∇_f ℓ = -√c z at y = f + z/√c, z ~ N(0, I)
     cross-entropy   y ~ softmax(f) = π     ∇_f ℓ = π - e_c at the class c, of probability π_c
+    binary          y ~ Bernoulli(σ(f))    the second output of softmax((0, f))
 
-Expected labels give one slice of gradients a class, `√π_c (π - e_c)`, or one an output, `e_c`: the
-sum of the slices' outer products is the Fisher matrix of the outputs, `diag(π) - ππᵀ` or `I`.
+Expected labels give one slice of gradients a class, `√π_c (π - e_c)`, or one an output, `√c e_o`:
+the sum of the slices' outer products is the Fisher matrix of the outputs, `diag(π) - ππᵀ` or `c I`.
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +21,13 @@ from influence_core.arrays import eye, from_host, namespace, zeros
 from influence_core.errors import CapabilityError
 from influence_core.modes import LabelKind
 from influence_core.problem import Array, Labels
-from influence_core.testing.losses import CrossEntropy, Loss, Squared
+from influence_core.testing.losses import (
+    BinaryCrossEntropy,
+    CrossEntropy,
+    Loss,
+    Squared,
+    sigmoid,
+)
 
 # expected labels cost a backward pass for every class: above this many, None means sampled ones
 _CLASSES = 32
@@ -38,7 +47,7 @@ def output_slopes(loss: Loss, f: Array, targets: Array, labels: Labels) -> Array
     """
     if labels.kind is LabelKind.GIVEN:
         return loss.gradient(f, targets)[None, :, :]
-    if not isinstance(loss, Squared | CrossEntropy):
+    if not isinstance(loss, Squared | CrossEntropy | BinaryCrossEntropy):
         raise CapabilityError(
             f"labels of the model's own need a loss whose distribution is known; "
             f"{type(loss).__name__} has none. Use 'squared', 'cross_entropy' or labels='given'."
@@ -46,9 +55,18 @@ def output_slopes(loss: Loss, f: Array, targets: Array, labels: Labels) -> Array
     few = f.shape[1] <= _CLASSES
     expected = few if labels.kind is None else labels.kind is LabelKind.EXPECTED
     if isinstance(loss, Squared):
-        return _gaussian_expected(f) if expected else _gaussian_sampled(f, labels)
-    probabilities = loss.gradient(f, zeros(f.shape, f))
-    return _classes_expected(probabilities) if expected else _classes_sampled(probabilities, labels)
+        slopes = _gaussian_expected(f) if expected else _gaussian_sampled(f, labels)
+        return slopes * math.sqrt(loss.scale)
+    binary = isinstance(loss, BinaryCrossEntropy)
+    probabilities = _two_classes(f) if binary else loss.gradient(f, zeros(f.shape, f))
+    slopes = (
+        _classes_expected(probabilities) if expected else _classes_sampled(probabilities, labels)
+    )
+    return slopes[:, :, 1:] if binary else slopes
+
+
+def _two_classes(f: Array) -> Array:
+    return namespace(f).concat([sigmoid(-f), sigmoid(f)], axis=1)
 
 
 def _gaussian_expected(f: Array) -> Array:

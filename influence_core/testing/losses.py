@@ -1,13 +1,16 @@
-"""The two losses of the closed forms, as functions of a model's outputs `f` of one point.
+"""The losses of the closed forms, as functions of a model's outputs `f` of one point.
 
-    squared         ℓ = ½ ‖f - y‖²             ∇_f ℓ = f - y      ∇²_f ℓ = I
+    squared         ℓ = ½ c ‖f - y‖²            ∇_f ℓ = c (f - y)  ∇²_f ℓ = c I
     cross-entropy   ℓ = log Σ exp(f) - ⟨t, f⟩   ∇_f ℓ = π - t      ∇²_f ℓ = diag(π) - π πᵀ
+    binary          ℓ = log(1 + exp(f)) - t f   ∇_f ℓ = σ - t      ∇²_f ℓ = σ (1 - σ)
 
-with `π = softmax(f)` and `t` the one-hot row of the label. Both are convex in `f`.
+with `π = softmax(f)` and `t` the one-hot row of the label; with one output, `σ = 1 / (1 + exp(-f))`
+and `t` the label, 0 or 1. All are convex in `f`.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -41,8 +44,15 @@ class Loss(Protocol):
         ...
 
 
+@dataclass(frozen=True)
 class Squared:
-    """`½ ‖f - y‖²`, summed over the outputs; `y` is `(n, o)`."""
+    """`½ c ‖f - y‖²`, summed over the outputs; `y` is `(n, o)`.
+
+    Attributes:
+        scale: `c`, above zero.
+    """
+
+    scale: float = 1.0
 
     def targets(self, y: Any, outputs: int, like: Array) -> Array:
         """Return `y`.
@@ -60,16 +70,16 @@ class Squared:
         return matching(y, like)
 
     def values(self, f: Array, targets: Array) -> Array:
-        """Return `½ ‖f - y‖²`, `(n,)`."""
-        return namespace(f).sum((f - targets) ** 2, axis=-1) / 2
+        """Return `½ c ‖f - y‖²`, `(n,)`."""
+        return namespace(f).sum((f - targets) ** 2, axis=-1) * (self.scale / 2)
 
     def gradient(self, f: Array, targets: Array) -> Array:
-        """Return `f - y`, `(n, o)`."""
-        return f - targets
+        """Return `c (f - y)`, `(n, o)`."""
+        return (f - targets) * self.scale
 
     def curvature(self, f: Array, u: Array) -> Array:
-        """Return `u`."""
-        return u
+        """Return `c u`."""
+        return u * self.scale
 
     def check(self, targets: Array) -> tuple[Array, str]:
         """Return that any finite number will do."""
@@ -87,18 +97,7 @@ class CrossEntropy:
             DataTypeError: `y` does not hold integers.
             DataError: `y` is not `(n,)`.
         """
-        y = y if is_array(y) else np.asarray(y)
-        if not namespace(y).isdtype(y.dtype, "integral"):
-            raise DataTypeError(
-                f"`batch((x, y))`: `y` of a cross-entropy must hold integer labels; got "
-                f"{y.dtype}. Cast it, or choose `loss='squared'`."
-            )
-        if y.ndim != 1:
-            raise DataError(
-                f"`batch((x, y))`: `y` of a cross-entropy must have the shape (n,); got "
-                f"{tuple(y.shape)}. Pass labels, not one-hot rows."
-            )
-        xp, labels = namespace(like), matching(y, like)
+        xp, labels = namespace(like), _labels(y, like)
         classes = xp.arange(outputs, dtype=like.dtype, device=device(like))
         return xp.astype(labels[:, None] == classes[None, :], like.dtype)
 
@@ -124,13 +123,77 @@ class CrossEntropy:
         return xp.all(xp.sum(targets, axis=1) == 1), rule
 
 
+class BinaryCrossEntropy:
+    """Cross-entropy of the sigmoid of one output; `y` holds the integer labels 0 and 1, `(n,)`."""
+
+    def targets(self, y: Any, outputs: int, like: Array) -> Array:
+        """Return the labels as a column.
+
+        Raises:
+            DataTypeError: `y` does not hold integers.
+            DataError: `y` is not `(n,)`.
+            OptionError: the model has more outputs than one.
+        """
+        if outputs != 1:
+            raise OptionError(
+                f"`loss='binary_cross_entropy'` is for a model with one output; this one has "
+                f"{outputs}. Choose `loss='cross_entropy'`."
+            )
+        return _labels(y, like)[:, None]
+
+    def values(self, f: Array, targets: Array) -> Array:
+        """Return `log(1 + exp(f)) - t f`, `(n,)`."""
+        xp = namespace(f)
+        size = xp.abs(f)
+        return xp.sum((f + size) / 2 - targets * f + xp.log1p(xp.exp(-size)), axis=-1)
+
+    def gradient(self, f: Array, targets: Array) -> Array:
+        """Return `σ - t`, `(n, 1)`."""
+        return sigmoid(f) - targets
+
+    def curvature(self, f: Array, u: Array) -> Array:
+        """Return `σ (1 - σ) u`, `(k, n, 1)`."""
+        return sigmoid(f) * sigmoid(-f) * u
+
+    def check(self, targets: Array) -> tuple[Array, str]:
+        """Return whether every label is 0 or 1."""
+        return namespace(targets).all((targets == 0) | (targets == 1)), "hold the labels 0 and 1"
+
+
+def sigmoid(f: Array) -> Array:
+    """Return `1 / (1 + exp(-f))`, to full relative precision for any `f`."""
+    xp = namespace(f)
+    power = xp.exp(-xp.abs(f))
+    return xp.where(f < 0, power, xp.ones_like(f)) / (1 + power)
+
+
+def _labels(y: Any, like: Array) -> Array:
+    """Return integer labels, `(n,)`, as an array like `like`."""
+    y = y if is_array(y) else np.asarray(y)
+    if not namespace(y).isdtype(y.dtype, "integral"):
+        raise DataTypeError(
+            f"`batch((x, y))`: `y` of a cross-entropy must hold integer labels; got "
+            f"{y.dtype}. Cast it, or choose `loss='squared'`."
+        )
+    if y.ndim != 1:
+        raise DataError(
+            f"`batch((x, y))`: `y` of a cross-entropy must have the shape (n,); got "
+            f"{tuple(y.shape)}. Pass labels, not one-hot rows."
+        )
+    return matching(y, like)
+
+
 def _softmax(f: Array) -> Array:
     xp = namespace(f)
     powers = xp.exp(f - xp.max(f, axis=-1, keepdims=True))
     return powers / xp.sum(powers, axis=-1, keepdims=True)
 
 
-LOSSES: dict[str, Loss] = {"squared": Squared(), "cross_entropy": CrossEntropy()}
+LOSSES: dict[str, Loss] = {
+    "squared": Squared(),
+    "cross_entropy": CrossEntropy(),
+    "binary_cross_entropy": BinaryCrossEntropy(),
+}
 
 
 def find_loss(loss: str | Loss) -> Loss:

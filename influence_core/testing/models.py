@@ -16,6 +16,7 @@ import numpy as np
 from influence_core.arrays import from_host
 from influence_core.problem import Array
 from influence_core.testing.chain import Layer
+from influence_core.testing.losses import Loss
 
 
 class Model(Protocol):
@@ -32,8 +33,8 @@ class Model(Protocol):
         ...
 
     @property
-    def loss(self) -> str:
-        """``"squared"`` or ``"cross_entropy"``."""
+    def loss(self) -> str | Loss:
+        """The name of a loss, or the loss itself."""
         ...
 
 

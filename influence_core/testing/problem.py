@@ -41,7 +41,8 @@ class ClosedFormProblem:
 
     Args:
         model: holds arrays of one library, dtype and device.
-        loss: ``"squared"``, ``"cross_entropy"``, a `Loss`, or None for the model's own.
+        loss: ``"squared"``, ``"cross_entropy"``, ``"binary_cross_entropy"``, a `Loss`, or None for
+            the model's own.
         device: where to work; None for where the model lies.
         max_memory: bytes that the arrays of a product may take, as far as fewer vectors at a time
             can bring that about; None for all vectors in one pass.

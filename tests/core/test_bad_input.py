@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from loaders import ChangingLoader, CountingLoader
+from methods import CASES
 from namespaces import NUMPY
 from problems import FEW, fitted, influence, make_setting, tight
 
@@ -27,8 +28,7 @@ SETTING = make_setting("tanh_squared")
 X, Y = SETTING.train
 TEST = SETTING.test()
 OPTIONS = {"regularization": 5.0}
-METHODS = {"direct": Direct(), "cg": tight()}
-methods = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+cases = pytest.mark.parametrize("case", CASES)
 
 CALLS = {
     "influences": TEST,
@@ -73,10 +73,10 @@ def spoilt(a, value):
     return a
 
 
-@methods
+@cases
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_numbers_that_are_not_finite(method, value):
-    model = influence(SETTING, method, **OPTIONS)
+def test_numbers_that_are_not_finite(case, value):
+    model = case.influence(SETTING, **OPTIONS)
     for pair in ((spoilt(X, value), Y), (X, spoilt(Y, value))):
         with pytest.raises(DataError, match=r"`fit\(data\), batch 2`: `[xy]` must hold finite"):
             model.fit([(X, Y), pair])
@@ -94,10 +94,10 @@ def test_numbers_that_are_not_finite(method, value):
             getattr(model, call)(*arguments)
 
 
-@methods
+@cases
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_factors_that_are_not_finite(method, value):
-    model = fitted(SETTING, method, **OPTIONS)
+def test_factors_that_are_not_finite(case, value):
+    model = case.fitted(SETTING, **OPTIONS)
     factors = np.ones((3, 43))
     factors[1, 1] = value
     with pytest.raises(DataError, match=r"`apply_inverse\(rows\)` needs finite"):
@@ -108,10 +108,10 @@ def test_factors_that_are_not_finite(method, value):
         model.influences_from_factors(factors, X, Y)
 
 
-@methods
-def test_gradients_that_overflow(method):
+@cases
+def test_gradients_that_overflow(case):
     setting = make_setting("least_squares")
-    model = fitted(setting, method, **OPTIONS)
+    model = case.fitted(setting, **OPTIONS)
     x, y = setting.test()
     with np.errstate(all="ignore"), pytest.raises(NonFiniteError, match="NaN or infin"):
         model.influences(1e200 * x, y, *setting.train)
@@ -150,9 +150,9 @@ def test_curvature_that_overflows(method):
         ([(X.astype(int), Y)], DataTypeError, "floating-point"),
     ],
 )
-@methods
-def test_data_of_fit(data, error, words, method):
-    model = influence(SETTING, method, **OPTIONS)
+@cases
+def test_data_of_fit(data, error, words, case):
+    model = case.influence(SETTING, **OPTIONS)
     with pytest.raises(error, match=words):
         model.fit(data)
     assert not model.is_fitted
@@ -283,8 +283,8 @@ def test_memory_is_checked(value):
         influence(SETTING, max_memory=value, **OPTIONS).fit(SETTING.loader())
 
 
-@methods
-def test_memory_limit_changes_no_number(method):
-    want = fitted(SETTING, method, **OPTIONS).influences(*TEST, X, Y)
-    got = fitted(SETTING, method, max_memory=10_000, **OPTIONS).influences(*TEST, X, Y)
+@cases
+def test_memory_limit_changes_no_number(case):
+    want = case.fitted(SETTING, **OPTIONS).influences(*TEST, X, Y)
+    got = case.fitted(SETTING, max_memory=10_000, **OPTIONS).influences(*TEST, X, Y)
     NUMPY.close(got, want, 1e-12)

@@ -10,11 +10,20 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 import torch.nn.functional as F
+from solvers import NAMED, RANK, ROUTES, SOLVERS
 from torch import nn
 from zoo import MODES, Case, classes, close, convex_case, mlp_case, normal, seeded
 
 import influence_core
-from influence_core import Cg, Direct
+from influence_core import (
+    Arnoldi,
+    Cg,
+    Direct,
+    Ekfac,
+    InverseHarmonicMean,
+    Lissa,
+    NystroemSketch,
+)
 from influence_core.errors import ModelError, OptionError, RegularizationError
 from influence_torch import (
     CgInfluence,
@@ -59,8 +68,7 @@ def test_what_is_abstract():
     assert TorchInfluenceFunctionModel.__abstractmethods__ == {"fit", "is_fitted", "solve_rows"}
     with pytest.raises(TypeError, match="abstract"):
         TorchInfluenceFunctionModel(CASE.model, CASE.loss)
-    assert issubclass(DirectInfluence, TorchInfluenceFunctionModel)
-    assert issubclass(CgInfluence, TorchInfluenceFunctionModel)
+    assert all(issubclass(solver.kind, TorchInfluenceFunctionModel) for solver in SOLVERS)
 
 
 def test_a_method_of_a_user():
@@ -151,19 +159,37 @@ def test_a_method_of_a_user_reports_nothing():
     assert model.report is None
 
 
-@pytest.mark.parametrize("solver", [DirectInfluence, CgInfluence])
+@pytest.mark.parametrize("solver", SOLVERS)
 def test_the_documented_classes_have_no_snapshot_to_take(solver):
     model = solver(CASE.model, CASE.loss, 0.5)
     assert not hasattr(model, "snapshot")
-    model.fit(CASE.loader()).influences(*TEST)
+    model.fit(solver.loader(CASE)).influences(*TEST)
     assert model.report.converged.all()
 
 
-def test_solve_rows():
-    model = DirectInfluence(CASE.model, CASE.loss, 0.5).fit(CASE.loader())
-    rows = normal(3, 15, seed=8)
-    matrix = CASE.dense().curvature() + 0.5 * torch.eye(15, dtype=torch.float64)
-    close(model.solve_rows(rows), torch.linalg.solve(matrix, rows.T).T)
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_solve_rows(solver):
+    case = mlp_case()
+    keywords = solver.known(second_order_mode=MODES[2])
+    model = solver(case.model, case.loss, 0.5, **keywords).fit(solver.loader(case))
+    rows, dense = normal(3, 31, seed=8), solver.dense(case)
+    want = dense._solve(torch.arange(31), rows, MODES[2], 0.5)
+    close(model.solve_rows(rows), want)
+    close(model.apply_inverse(rows), want)
+
+
+@pytest.mark.parametrize("memory", [1, 10_000])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_memory_changes_no_number_of_any_class(solver, memory):
+    case, test = mlp_case(), (normal(6, 3, seed=5), classes(6, seed=6))
+    keywords = solver.known(second_order_mode=MODES[2])
+    model = solver(case.model, case.loss, 0.5, max_memory=memory, **keywords)
+    model.fit(solver.loader(case))
+    for influence in ("up", "perturbation"):
+        want = solver.dense(case).influences(
+            *test, case.x, case.y, influence, mode=MODES[2], regularization=0.5
+        )
+        close(model.influences(*test, case.x, case.y, influence), want)
 
 
 @pytest.mark.parametrize("memory", [1, 10_000, 10**12])
@@ -285,21 +311,42 @@ def test_threads(kind):
     assert switches == (torch.backends.mkldnn.enabled, torch.backends.cuda.flash_sdp_enabled())
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("solver", [DirectInfluence, CgInfluence])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_threads_of_every_class(solver):
+    model = solver(CASE.model, CASE.loss, 0.5).fit(solver.loader(CASE))
+    queries = [CASE.part(i, i + 3) for i in range(6)]
+    want = [model.influences(*query) for query in queries]
+    with ThreadPoolExecutor(3) as pool:
+        got = list(pool.map(lambda query: model.influences(*query), queries))
+    for a, b in zip(got, want, strict=True):
+        close(a, b, 1e-12)
+
+
+PICKLED = [(solver, mode) for solver in SOLVERS for mode in (solver.modes[0], solver.modes[-1])]
+
+
+@pytest.mark.parametrize(("solver", "mode"), PICKLED)
 def test_pickles_and_copies(solver, mode):
-    keywords = {"preconditioner": NystroemPreconditioner(4)} if solver is CgInfluence else {}
-    options = {"regularization": 0.5, "second_order_mode": mode, **keywords}
+    options = solver.known(second_order_mode=mode, preconditioner=NystroemPreconditioner(4))
     loader = torch.utils.data.DataLoader(
-        torch.utils.data.TensorDataset(CASE.x, CASE.y), 7, generator=torch.Generator()
+        torch.utils.data.TensorDataset(CASE.x, CASE.y), 23, generator=torch.Generator()
     )
-    model = solver(CASE.model, nn.CrossEntropyLoss(), **options)
+    model = solver(CASE.model, nn.CrossEntropyLoss(), 0.5, **options)
     want = model.fit(loader).influences(*TEST, CASE.x, CASE.y)
     for again in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
         assert again.is_fitted
         assert torch.equal(again.influences(*TEST, CASE.x, CASE.y), want)
         again.with_regularization(5.0)
+        again.fit(loader)
     assert torch.equal(model.influences(*TEST, CASE.x, CASE.y), want)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_unfitted_pickles(solver):
+    model = pickle.loads(pickle.dumps(solver(CASE.model, CASE.loss, 0.5)))
+    assert not model.is_fitted
+    want = solver(CASE.model, CASE.loss, 0.5).fit(solver.loader(CASE)).influences(*TEST)
+    assert torch.equal(model.fit(solver.loader(CASE)).influences(*TEST), want)
 
 
 def test_fit_returns_the_instance_and_reports():
@@ -325,29 +372,44 @@ def test_not_converging_warns_or_logs(caplog):
     assert "not converged" in caplog.text
 
 
-def test_progress(capsys):
-    CgInfluence(CASE.model, CASE.loss, 0.5, progress=True).fit(CASE.loader()).influences(*TEST)
-    assert "CG" in capsys.readouterr().err
+BARS = {"CgInfluence": "CG", "LissaInfluence": "LiSSA", "EkfacInfluence": "EK-FAC"}
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_the_core_finds_torch_by_the_type_of_the_model(mode):
-    for method, solver in ((Cg(), CgInfluence), (Direct(), DirectInfluence)):
-        found = influence_core.Influence(
-            CASE.model, CASE.loss, method, regularization=0.5, second_order_mode=mode
-        ).fit(CASE.loader())
-        named = influence_core.Influence(
-            CASE.model,
-            CASE.loss,
-            method,
-            regularization=0.5,
-            second_order_mode=mode,
-            backend="torch",
-        ).fit(CASE.loader())
-        want = solver(CASE.model, CASE.loss, 0.5, second_order_mode=mode).fit(CASE.loader())
-        want = want.influences(*TEST, CASE.x, CASE.y)
-        assert torch.equal(found.influences(*TEST, CASE.x, CASE.y), want)
-        assert torch.equal(named.influences(*TEST, CASE.x, CASE.y), want)
+@pytest.mark.parametrize("name", BARS)
+def test_progress(name, capsys):
+    solver = NAMED[name]
+    for shown in (False, True):
+        model = solver(CASE.model, CASE.loss, 0.5, progress=shown).fit(solver.loader(CASE))
+        model.influences(*TEST)
+        assert (BARS[name] in capsys.readouterr().err) == shown
+
+
+METHODS = {
+    "DirectInfluence": Direct(),
+    "CgInfluence": Cg(rtol=1e-12, atol=0.0),
+    "LissaInfluence": Lissa(rtol=1e-12, scale=None, maxiter=200),
+    "ArnoldiInfluence": Arnoldi(rank=RANK, tol=1e-12),
+    "NystroemSketchInfluence": NystroemSketch(rank=1000),
+    "InverseHarmonicMeanInfluence": InverseHarmonicMean(),
+    "EkfacInfluence": Ekfac(update_diagonal=True),
+}
+
+
+@pytest.mark.parametrize("backend", [None, "torch"])
+@pytest.mark.parametrize(("solver", "mode"), ROUTES)
+def test_the_core_finds_torch_by_the_type_of_the_model(solver, mode, backend):
+    curvature = {"second_order_mode": mode} if mode else {}
+    model = influence_core.Influence(
+        CASE.model,
+        CASE.loss,
+        METHODS[solver.__name__],
+        regularization=0.5,
+        backend=backend,
+        **curvature,
+    ).fit(solver.loader(CASE))
+    same = solver(CASE.model, CASE.loss, 0.5, **curvature).fit(solver.loader(CASE))
+    want = same.influences(*TEST, CASE.x, CASE.y)
+    assert torch.equal(model.influences(*TEST, CASE.x, CASE.y), want)
 
 
 def test_the_core_hands_options_on():
@@ -380,6 +442,15 @@ def test_forward_hooks_run_with_the_copy_and_are_mentioned_once(caplog):
     handle.remove()
 
 
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_forward_of_the_user(solver):
+    case = Case(CASE.model, CASE.loss, CASE.x, CASE.y, lambda m, x: m(2 * x))
+    doubled = Case(CASE.model, CASE.loss, 2 * CASE.x, CASE.y)
+    model = solver(CASE.model, CASE.loss, 0.5, forward=case.forward).fit(solver.loader(case))
+    plain = solver(CASE.model, CASE.loss, 0.5).fit(solver.loader(doubled))
+    close(model.influences(*TEST), plain.influences(2 * TEST[0], TEST[1]), 1e-12)
+
+
 def python(code):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
@@ -396,17 +467,20 @@ def test_light_names_need_no_torch():
     )
 
 
-WITHOUT_TORCH = """
+NEED_TORCH = [*NAMED, "TorchInfluenceFunctionModel", "TorchProblem"]
+WITHOUT_TORCH = f"""
 import sys
+
+NAMES = {NEED_TORCH}
 
 class Blocker:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] == "torch":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+            raise ModuleNotFoundError("No module named " + repr(name), name=name)
 
 sys.meta_path.insert(0, Blocker())
 import influence_torch
-for name in ("DirectInfluence", "CgInfluence", "TorchInfluenceFunctionModel", "TorchProblem"):
+for name in NAMES:
     try:
         getattr(influence_torch, name)
     except ImportError as error:
@@ -420,7 +494,7 @@ except ImportError as error:
 
 def test_without_torch_the_message_names_the_extra():
     lines = python(WITHOUT_TORCH).stdout.splitlines()
-    assert len(lines) == 5
+    assert len(lines) == len(NEED_TORCH) + 1
     for line in lines:
         assert line.startswith("BackendImportError")
         assert 'pip install "influence-core[torch]"' in line

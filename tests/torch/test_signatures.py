@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from solvers import SOLVERS, WITH_BLOCKS, WITH_MODES
 from torch import nn
 
 import influence_torch
 from influence_core.errors import OptionError
 from influence_torch import (
     BlockMode,
-    CgInfluence,
     DirectInfluence,
+    EkfacInfluence,
     InfluenceMode,
     NotFittedException,
     SecondOrderMode,
@@ -28,7 +29,9 @@ CALLABLES = [(name, "__init__", entry["init"]) for name, entry in SPEC.items()] 
     for method, wanted in entry.get("methods", {}).items()
 ]
 PROPERTIES = [(name, attr) for name, entry in SPEC.items() for attr in entry.get("properties", [])]
-SOLVERS = [DirectInfluence, CgInfluence]
+CLASSES = [solver.kind for solver in SOLVERS]
+EXTRAS = {"seed": 0, "max_memory": None, "array_backend": None, "forward": None}
+OF_EKFAC = {"loss": None, "labels": None, "draws": 1}
 
 
 def shown(parameter):
@@ -62,11 +65,47 @@ def test_fit_required_is_static(owner):
         assert isinstance(found, staticmethod)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
-def test_additions_have_the_same_names_everywhere(solver):
-    parameters = inspect.signature(solver).parameters
+def test_every_documented_class_is_enumerated():
+    names = [kind.__name__ for kind in CLASSES]
+    assert set(names) == {name for name in SPEC if name.endswith("Influence")}
+    assert len(names) == 7
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_additions_have_the_same_names_everywhere(kind):
+    parameters = inspect.signature(kind).parameters
     extra = {n: p.default for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
-    assert extra == {"seed": 0, "max_memory": None, "array_backend": None, "forward": None}
+    assert extra == (EXTRAS | OF_EKFAC if kind is EkfacInfluence else EXTRAS)
+    assert all(p.kind is not p.VAR_KEYWORD for p in parameters.values())
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_methods_that_every_class_adds(kind):
+    added = {
+        "influences_over": ["regularizations", "x_test", "y_test", "x=None", "y=None"],
+        "self_influences": ["loader"],
+        "with_regularization": ["regularization"],
+        "removal_effects": ["x_test", "y_test", "x", "y", "leverage=False"],
+    }
+    for method, wanted in added.items():
+        _, *parameters = inspect.signature(getattr(kind, method)).parameters.values()
+        assert [shown(p) for p in parameters] == wanted
+    for name in ("report", "gradient_norm", "block_names", "device", "dtype"):
+        assert isinstance(inspect.getattr_static(kind, name), property)
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+@pytest.mark.parametrize("keyword", ["nonsense", "hessian_reg", "regularisation"])
+def test_unknown_keywords(kind, keyword):
+    with pytest.raises(TypeError, match=keyword):
+        kind(nn.Linear(3, 2), nn.functional.mse_loss, **{keyword: 1.0})
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_every_argument_is_documented(kind):
+    text = inspect.getdoc(kind)
+    for name in inspect.signature(kind).parameters:
+        assert f"\n    {name}: " in text, name
 
 
 @pytest.mark.parametrize("name", influence_torch.__all__)
@@ -100,7 +139,7 @@ def test_exceptions():
     assert issubclass(UnsupportedInfluenceModeException, ValueError)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", WITH_MODES)
 def test_strings_serve_as_enums(solver):
     data = [(torch.eye(3), torch.ones(3, 2))]
     by_string, by_member = (
@@ -121,12 +160,15 @@ def test_strings_serve_as_enums(solver):
         assert by_string.influences(*data[0], mode=mode).shape == (3, 3, 3)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("keyword", ["block_structure", "second_order_mode"])
+@pytest.mark.parametrize(
+    ("solver", "keyword"),
+    [(solver, "block_structure") for solver in WITH_BLOCKS]
+    + [(solver, "second_order_mode") for solver in WITH_MODES],
+)
 @pytest.mark.parametrize("value", ["nonsense", "", 3, None, InfluenceMode.Up])
 def test_unknown_modes(solver, keyword, value):
     with pytest.raises(OptionError, match=keyword) as caught:
-        solver(nn.Linear(3, 2), nn.functional.mse_loss, **{keyword: value})
+        solver(nn.Linear(3, 2), nn.functional.mse_loss, 1.0, **{keyword: value})
     assert isinstance(caught.value, ValueError)
 
 
