@@ -19,7 +19,6 @@ from influence_core.arrays import (
     matching,
     namespace,
     read_flag,
-    row_dots,
 )
 from influence_core.blocks import Block
 from influence_core.curvature import Curvature, Inverse, SolveReport, join_reports
@@ -27,7 +26,7 @@ from influence_core.errors import CapabilityError, DataError, NonFiniteError
 from influence_core.objective import check_iterable, read_batches, validate
 from influence_core.optimality import Optimality
 from influence_core.problem import Array, Batch, HandsOver, Movable, Problem, Shelters, Tree
-from influence_core.sources import GradientSource
+from influence_core.sources import GradientSource, Points
 
 Reports: TypeAlias = "dict[str, SolveReport | None]"
 ByBlock: TypeAlias = "OrderedDict[str, Tree]"
@@ -118,10 +117,12 @@ class FittedInfluence:
         The reports hold the right-hand sides of the first λ, then those of the second, and so on.
         """
         scores, reports = OrderedDict(), {}
+        test = self._points(left)
+        train = test if right is left else self._points(right)
         for block in self.blocks:
             scores[block.name], each = self.inverses[block.name].scores(
-                self.source(left, block),
-                self.source(right, block),
+                GradientSource(test, block.names),
+                GradientSource(train, block.names),
                 [regularization[block.name] for regularization in regularizations],
             )
             reports[block.name] = join_reports(each)
@@ -153,7 +154,13 @@ class FittedInfluence:
         reports: list[Reports] = []
         for index, batch in enumerate(read_batches(self.problem, data), 1):
             validate(self.problem, batch, f"self_influences(loader), batch {index}")
-            answers = [self._self_scores(batch, b, regularization[b.name]) for b in self.blocks]
+            points = self._points(batch)
+            answers = [
+                self.inverses[b.name].self_scores(
+                    GradientSource(points, b.names), regularization[b.name]
+                )
+                for b in self.blocks
+            ]
             scores.append(sum((s for s, _ in answers[1:]), start=answers[0][0]))
             reports.append({b.name: r for b, (_, r) in zip(self.blocks, answers, strict=True)})
         if not scores:
@@ -219,14 +226,10 @@ class FittedInfluence:
 
     def source(self, batch: Batch, block: Block) -> GradientSource:
         """Return the gradients of the points with respect to one block."""
-        return GradientSource(self.problem, batch, block.names, self.exchange)
+        return GradientSource(self._points(batch), block.names)
 
-    def _self_scores(
-        self, batch: Batch, block: Block, regularization: float
-    ) -> tuple[Array, SolveReport | None]:
-        rows = self.source(batch, block).rows()
-        solution = self.inverses[block.name].solve(rows, regularization)
-        return row_dots(solution.rows, rows), solution.report
+    def _points(self, batch: Batch) -> Points:
+        return Points(self.problem, batch, self.exchange)
 
     def _hand_over_leaf(self, answer: Array) -> Array:
         answer = hand_over(self.problem, self.exchange.to_model(answer))

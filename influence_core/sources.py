@@ -1,60 +1,107 @@
 """Gradient sources: the per-sample gradients of some points, in whatever form they are needed.
 
-A method asks for `rows` only where it has to hold them; products and combinations need no `(n, d)`.
-Answers are in the library of the solver; the exchange happens here, once a call.
+A method asks for `rows` only where it has to hold them; products and combinations need no `(n, d)`,
+and neither do the factors that affine layers see. Answers are in the library of the solver; the
+exchange happens here, once a call.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
 
 from influence_core.arrays import Exchange, map_tree
-from influence_core.problem import Array, Batch, Problem, Tree
+from influence_core.errors import CapabilityError
+from influence_core.modes import LabelKind
+from influence_core.problem import Array, Batch, HasLayers, Labels, LayerStatistics, Problem, Tree
 
 
 @dataclass
-class GradientSource:
-    """The gradients `∇θℓᵢ` of the points of one batch with respect to one block.
+class Points:
+    """The points of one batch, as all blocks see them.
 
     Attributes:
         problem: the model and loss that are differentiated.
         batch: the `n` points.
-        names: the parameters of the block, `d` numbers.
         exchange: the way from the model's array library to the solver's.
     """
 
     problem: Problem
     batch: Batch
-    names: tuple[str, ...]
     exchange: Exchange
+
+    @cached_property
+    def factors(self) -> Mapping[str, LayerStatistics]:
+        """What every affine layer sees of the points, at their own labels; from one pass.
+
+        Raises:
+            CapabilityError: the backend does not show its layers.
+        """
+        if not isinstance(self.problem, HasLayers):
+            raise CapabilityError(
+                f"{type(self.problem).__name__} offers no `layer_statistics`. Use a method that "
+                "needs gradients only, such as Cg."
+            )
+        labels = Labels(LabelKind.GIVEN, lambda positions: np.zeros((1, 0, positions)))
+        found = self.problem.layer_statistics(self.batch, list(self.problem.layers()), labels)
+        carry = self.exchange.to_solver
+        return {
+            name: LayerStatistics(carry(each.inputs), carry(each.output_gradients))
+            for name, each in found.items()
+        }
+
+
+@dataclass
+class GradientSource:
+    """The gradients `∇θℓᵢ` of some points with respect to one block.
+
+    Attributes:
+        points: the `n` points.
+        names: the parameters of the block, `d` numbers.
+    """
+
+    points: Points
+    names: tuple[str, ...]
     _rows: Array | None = field(default=None, init=False, repr=False)
 
     @property
     def size(self) -> int:
         """Number of points `n`."""
-        return self.batch.size
+        return self.points.batch.size
+
+    @property
+    def factors(self) -> Mapping[str, LayerStatistics]:
+        """What every affine layer sees of the points; the rows are made of it."""
+        return self.points.factors
 
     def rows(self) -> Array:
         """Return the gradients, `(n, d)`; computed once and kept."""
         if self._rows is None:
-            rows = self.problem.gradients(self.batch, self.names)
-            self._rows = self.exchange.to_solver(rows)
+            points = self.points
+            rows = points.problem.gradients(points.batch, self.names)
+            self._rows = points.exchange.to_solver(rows)
         return self._rows
 
     def products(self, v: Array) -> Array:
         """Return `v · rowsᵀ`, `(k, n)`, for `v` of shape `(k, d)`."""
-        v = self.exchange.to_model(v)
-        products = self.problem.gradient_products(self.batch, v, self.names)
-        return self.exchange.to_solver(products)
+        points = self.points
+        v = points.exchange.to_model(v)
+        products = points.problem.gradient_products(points.batch, v, self.names)
+        return points.exchange.to_solver(products)
 
     def combinations(self, w: Array) -> Array:
         """Return `w · rows`, `(k, d)`, for `w` of shape `(k, n)`."""
-        w = self.exchange.to_model(w)
-        combinations = self.problem.gradient_combinations(self.batch, w, self.names)
-        return self.exchange.to_solver(combinations)
+        points = self.points
+        w = points.exchange.to_model(w)
+        combinations = points.problem.gradient_combinations(points.batch, w, self.names)
+        return points.exchange.to_solver(combinations)
 
     def mixed_products(self, v: Array) -> Tree:
         """Return `∇ₓ⟨v, rows⟩`, `(k, n, *x.shape[1:])`, or a tree of those."""
-        v = self.exchange.to_model(v)
-        products = self.problem.mixed_gradient_products(self.batch, v, self.names)
-        return map_tree(self.exchange.to_solver, products)
+        points = self.points
+        v = points.exchange.to_model(v)
+        products = points.problem.mixed_gradient_products(points.batch, v, self.names)
+        return map_tree(points.exchange.to_solver, products)

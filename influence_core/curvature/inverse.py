@@ -5,12 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from influence_core.arrays import Exchange, namespace
+from influence_core.arrays import Exchange, namespace, row_dots
 from influence_core.problem import Array, Problem
 from influence_core.sources import GradientSource
 
@@ -70,14 +70,14 @@ class Inverse(ABC):
     def on(self, problem: Problem, exchange: Exchange) -> Inverse:
         """Return the same inverse for the same model on another device."""
 
-    @final
     def scores(
         self, left: GradientSource, right: GradientSource, regularizations: Sequence[float]
-    ) -> tuple[Array, list[SolveReport | None]]:
+    ) -> tuple[Array, Sequence[SolveReport | None]]:
         """Return `left (C + λI)⁻¹ rightᵀ` for every λ, `(r, m, n)`, with the reports.
 
         The smaller side is the one that is solved, and whose gradients are held; the other side is
-        asked once for its products with all solutions.
+        asked once for its products with all solutions. An inverse that knows a cheaper way to the
+        same numbers overrides this.
         """
         swap = right.size < left.size
         solved, other = (right, left) if swap else (left, right)
@@ -89,6 +89,14 @@ class Inverse(ABC):
         scores = xp.reshape(products, (len(solutions), solved.size, other.size))
         reports = [solution.report for solution in solutions]
         return xp.matrix_transpose(scores) if swap else scores, reports
+
+    def self_scores(
+        self, source: GradientSource, regularization: float
+    ) -> tuple[Array, SolveReport | None]:
+        """Return `⟨rows (C + λI)⁻¹, rows⟩`, `(n,)`, with the report."""
+        rows = source.rows()
+        solution = self.solve(rows, regularization)
+        return row_dots(solution.rows, rows), solution.report
 
 
 def closed_form_report(

@@ -18,11 +18,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from influence_core.arrays import Exchange, device, epsilon, from_host, move, namespace
-from influence_core.curvature.inverse import Inverse, Solution
+from influence_core.arrays import Exchange, device, epsilon, from_host, move, namespace, zeros
+from influence_core.curvature.inverse import Inverse, Solution, SolveReport, closed_form_report
+from influence_core.curvature.kronecker_scores import Factors, layer_scores, self_scores
 from influence_core.curvature.layers import LayerColumns, join_columns
-from influence_core.curvature.spectral import check_condition
-from influence_core.problem import Array, Problem
+from influence_core.curvature.spectral import Condition, check_condition
+from influence_core.problem import Array, LayerStatistics, Problem
+from influence_core.sources import GradientSource
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,14 @@ class KroneckerLayer:
         rotated = self.outputs @ (matrices @ xp.matrix_transpose(self.inputs))
         scaled = (rotated * weights) @ self.inputs
         return self.columns.scatter(xp.matrix_transpose(self.outputs) @ scaled)
+
+    def factors(self, seen: LayerStatistics) -> Factors:
+        """Return what the layer saw of some points, at one label each, in the eigenbasis."""
+        xp = namespace(seen.inputs)
+        return Factors(
+            self.columns.homogeneous(seen.inputs) @ xp.matrix_transpose(self.inputs),
+            seen.output_gradients[0, ...] @ xp.matrix_transpose(self.outputs),
+        )
 
     def map(self, carry: Callable[[Array], Array]) -> KroneckerLayer:
         """Return the same with its arrays carried elsewhere."""
@@ -82,11 +92,60 @@ class KroneckerInverse(Inverse):
         Raises:
             SingularCurvatureError: an eigenvalue of `C + λI` is exactly zero.
         """
-        condition = check_condition(self.values, regularization, epsilon(rows), self.block)
+        condition = self._condition(regularization)
         damped = [layer.values + regularization for layer in self.layers]
         answer = self.scale(rows, [from_host(1.0 / values, rows) for values in damped])
         image = self.scale(answer, [from_host(values, rows) for values in damped])
         return Solution(answer, condition.report(rows - image))
+
+    def scores(
+        self, left: GradientSource, right: GradientSource, regularizations: Sequence[float]
+    ) -> tuple[Array, Sequence[SolveReport | None]]:
+        """Return `left (C + λI)⁻¹ rightᵀ` for every λ, `(r, m, n)`, with the reports.
+
+        The gradients are never formed: see `kronecker_scores`. Nothing is solved, and the residuals
+        in the reports are zero.
+
+        Warns:
+            ConditioningWarning: `C + λI` is singular to working precision.
+
+        Raises:
+            SingularCurvatureError: an eigenvalue of `C + λI` is exactly zero.
+        """
+        reports = [self._report(min(left.size, right.size), value) for value in regularizations]
+        totals = [zeros((left.size, right.size), self.layers[0].inputs) for _ in regularizations]
+        for layer in self.layers:
+            name = layer.columns.name
+            sides = layer.factors(left.factors[name]), layer.factors(right.factors[name])
+            totals = [
+                total + layer_scores(*sides, 1.0 / (layer.values + value))
+                for total, value in zip(totals, regularizations, strict=True)
+            ]
+        return namespace(totals[0]).stack(totals), reports
+
+    def self_scores(
+        self, source: GradientSource, regularization: float
+    ) -> tuple[Array, SolveReport | None]:
+        """Return `⟨rows (C + λI)⁻¹, rows⟩`, `(n,)`, without the rows."""
+        report = self._report(source.size, regularization)
+        scores = [
+            self_scores(
+                layer.factors(source.factors[layer.columns.name]),
+                1.0 / (layer.values + regularization),
+            )
+            for layer in self.layers
+        ]
+        return sum(scores[1:], start=scores[0]), report
+
+    def _report(self, count: int, regularization: float) -> SolveReport:
+        condition = self._condition(regularization)
+        return closed_form_report(
+            np.zeros(count), reliable=condition.regular, indefinite=condition.indefinite
+        )
+
+    def _condition(self, regularization: float) -> Condition:
+        eps = epsilon(self.layers[0].inputs)
+        return check_condition(self.values, regularization, eps, self.block)
 
     def scale(self, rows: Array, weights: Sequence[Array]) -> Array:
         """Return `rows · f(C)`, `(k, d)`, for weights `f(Λ)`, `(o, i')` for each layer."""

@@ -8,7 +8,7 @@ from namespaces import FLOAT64_LIBRARIES
 from problems import make_setting
 
 from influence_core.arrays import exchange_for
-from influence_core.sources import GradientSource
+from influence_core.sources import GradientSource, Points
 
 
 class Counting:
@@ -32,7 +32,7 @@ def test_products_and_combinations_are_those_of_the_rows(library) -> None:
     problem = Counting(setting.problem())
     names = tuple(problem.parameters)
     batch = problem.batch(setting.train)
-    source = GradientSource(problem, batch, names, exchange_for(problem.reference, None))
+    source = GradientSource(Points(problem, batch, exchange_for(problem.reference, None)), names)
     rows = library.host(source.rows())
     rng = np.random.default_rng(0)
     v, w = rng.normal(size=(3, rows.shape[1])), rng.normal(size=(5, batch.size))

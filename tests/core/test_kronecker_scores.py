@@ -1,0 +1,172 @@
+"""Scores from the factors of the layers against the ones that solve for rows of gradients."""
+
+import numpy as np
+import pytest
+from namespaces import NUMPY, NUMPY_FLOAT32, TORCH
+from problems import FEW, MANY, N, fitted, make_setting
+
+from influence_core import CapabilityError, Ekfac
+from influence_core.curvature import Inverse
+from influence_core.curvature.kronecker_scores import Factors, layer_scores, self_scores
+from influence_core.curvature.low_rank import low_rank
+
+LAMBDAS = [1e-3, 1e-1]
+
+
+def random_factors(library, n, s, outputs=7, inputs=5, seed=0):
+    rng = np.random.default_rng(seed)
+    shrink = 0.5 ** np.arange(inputs), 0.7 ** np.arange(outputs)
+    a, g = (rng.standard_normal((n, s, size.size)) * size for size in shrink)
+    return a, g, Factors(library.array(a), library.array(g))
+
+
+def damped(outputs=7, inputs=5, regularization=1e-2):
+    values = np.multiply.outer(0.5 ** np.arange(outputs), 0.6 ** np.arange(inputs))
+    return 1.0 / (values + regularization)
+
+
+@pytest.mark.parametrize("m", [1, 3, 30])
+@pytest.mark.parametrize(("s_left", "s_right"), [(1, 1), (3, 3), (1, 2), (4, 1)])
+def test_layer_scores(library, m, s_left, s_right):
+    a, g, left = random_factors(library, m, s_left, seed=1)
+    b, h, right = random_factors(library, 11, s_right, seed=2)
+    want = np.einsum("mso,msi,oi,nto,nti->mn", g, a, damped(), h, b)
+    tolerance = 1e-9 if library.dtype == "float64" else 1e-4
+    library.close(layer_scores(left, right, damped()), want, tolerance)
+
+
+@pytest.mark.parametrize("s", [1, 3])
+def test_self_scores_of_a_layer(library, s):
+    a, g, factors = random_factors(library, 11, s)
+    want = np.einsum("nso,nsi,oi,nto,nti->n", g, a, damped(), g, a)
+    library.close(self_scores(factors, damped()), want)
+
+
+@pytest.mark.parametrize("library", [NUMPY, NUMPY_FLOAT32], ids=str)
+@pytest.mark.parametrize("regularization", [1e-6, 1e-3, 1e-1])
+@pytest.mark.parametrize("measured", [False, True])
+def test_large_layers_have_a_low_rank(monkeypatch, library, regularization, measured):
+    """The short way is taken, and right to its tolerance; measured eigenvalues are not smooth."""
+    outputs, inputs = 90, 150
+    rng = np.random.default_rng(3)
+    values = np.multiply.outer(1.0 / (1 + np.arange(outputs)) ** 2, 0.95 ** np.arange(inputs))
+    if measured:
+        values = values * rng.uniform(0.9, 1.1, values.shape)
+    weights = 1.0 / (values + regularization)
+    a, g = (rng.standard_normal((40, 1, size)) for size in (inputs, outputs))
+    a, g = a * 0.95 ** (np.arange(inputs) / 2), g / (1 + np.arange(outputs))
+    factors = Factors(library.array(a), library.array(g))
+    left, right = factors.part(0, 12), factors.part(12, 40)
+    matrices = np.einsum("nso,nsi->noi", g, a)
+    want = np.einsum("moi,oi,noi->mn", matrices[:12], weights, matrices[12:])
+    ranks = []
+
+    def spy(*arguments):
+        found = low_rank(*arguments)
+        ranks.append(found and found.rank)
+        return found
+
+    monkeypatch.setattr("influence_core.curvature.kronecker_scores.low_rank", spy)
+    got = library.host(layer_scores(left, right, weights))
+    error = np.linalg.norm(got - want) / np.linalg.norm(want)
+    assert error < (1e-9 if library is NUMPY else 1e-4)
+    if library is NUMPY_FLOAT32 and not measured:
+        assert ranks[0] is not None
+        assert ranks[0] <= 20
+
+
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-5, 1e-9])
+@pytest.mark.parametrize("shape", [(6, 200), (200, 90), (150, 150)])
+def test_the_error_of_the_low_rank_form_is_its_tolerance(tolerance, shape):
+    values = np.multiply.outer(0.9 ** np.arange(shape[0]), 0.95 ** np.arange(shape[1]))
+    matrix = 1.0 / (values + 1e-3)
+    rows, columns = 0.9 ** np.arange(shape[0]), 0.95 ** np.arange(shape[1])
+    rows[-1] = 0.0  # what is never met counts for nothing
+    found = low_rank(matrix, rows, columns, tolerance, most=100)
+    weighted = rows[:, None] * matrix * columns
+    missed = weighted - rows[:, None] * (found.left.T @ found.right) * columns
+    assert np.linalg.norm(missed) <= 1.01 * tolerance * np.linalg.norm(weighted)
+    assert low_rank(matrix, rows, columns, tolerance, most=found.rank - 1) is None
+    assert np.isfinite(found.left).all()
+
+
+def test_a_matrix_that_has_no_low_rank():
+    matrix = np.random.default_rng(0).uniform(1, 2, (150, 170))
+    assert low_rank(matrix, np.ones(150), np.ones(170), 1e-6, most=70) is None
+
+
+def test_nothing_but_zeros():
+    found = low_rank(np.ones((3, 4)), np.zeros(3), np.ones(4), 1e-6, most=2)
+    assert not (found.left.T @ found.right).any()
+    factors = Factors(np.zeros((2, 1, 4)), np.zeros((2, 1, 3)))
+    assert not layer_scores(factors, factors, np.ones((3, 4))).any()
+
+
+@pytest.mark.parametrize("m", [1, FEW, MANY])
+@pytest.mark.parametrize("structure", ["full", "layer_wise", "parameter_wise"])
+@pytest.mark.parametrize("update_diagonal", [False, True])
+def test_both_ways_to_the_scores(library, update_diagonal, structure, m):
+    setting = make_setting("tanh_cross_entropy", library)
+    method = Ekfac(update_diagonal=update_diagonal)
+    model = fitted(setting, method, block_structure=structure, regularization=1e-2)
+    state = model._fitted
+    left, right = (state.batch(pair, "here") for pair in (setting.test(m), setting.train))
+    tolerance = 1e-9 if library.dtype == "float64" else 1e-4
+    for block in state.blocks:
+        inverse = state.inverses[block.name]
+        sides = state.source(left, block), state.source(right, block)
+        short, reports = inverse.scores(*sides, LAMBDAS)
+        long, _ = Inverse.scores(inverse, *sides, LAMBDAS)
+        library.close(short, library.host(long), tolerance)
+        assert [report.iterations.size for report in reports] == [min(m, N)] * 2
+        short, _ = inverse.self_scores(sides[1], 1e-2)
+        long, _ = Inverse.self_scores(inverse, sides[1], 1e-2)
+        library.close(short, library.host(long), tolerance)
+
+
+def test_all_blocks_share_one_pass_and_no_gradient_is_formed(monkeypatch):
+    setting = make_setting("tanh_cross_entropy")
+    model = fitted(setting, Ekfac(), block_structure="layer_wise", regularization=1e-2)
+    calls = []
+    kind = type(model._fitted.problem)
+
+    def counted(name):
+        inside = getattr(kind, name)
+
+        def call(self, *arguments):
+            calls.append(name)
+            return inside(self, *arguments)
+
+        return call
+
+    for name in ("layer_statistics", "gradients", "gradient_products"):
+        monkeypatch.setattr(kind, name, counted(name))
+    model.influences(*setting.test(), *setting.train)
+    assert calls == ["layer_statistics"] * 2
+    calls.clear()
+    model.influences_over([1e-3, 1e-2, 1e-1], *setting.test())
+    model.self_influences(setting.loader(8))
+    assert calls == ["layer_statistics"] * (1 + 3)
+
+
+def test_torch_tensors_stay_torch_tensors():
+    if not TORCH.installed:
+        pytest.skip("torch is not installed")
+    setting = make_setting("tanh_cross_entropy", TORCH)
+    model = fitted(setting, Ekfac(), regularization=1e-2)
+    TORCH.host(model.influences(*setting.test(), *setting.train))
+
+
+def test_a_source_without_layers():
+    from influence_core.sources import Points
+
+    setting = make_setting("logistic")
+
+    class Bare:
+        reference = np.zeros(3)
+
+    from influence_core.arrays import exchange_for
+
+    points = Points(Bare(), setting.problem().batch(setting.train), exchange_for(np.ones(1), None))
+    with pytest.raises(CapabilityError, match="Bare offers no `layer_statistics`"):
+        _ = points.factors
