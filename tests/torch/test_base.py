@@ -178,12 +178,11 @@ def test_solve_rows(solver):
     close(model.apply_inverse(rows), want)
 
 
-@pytest.mark.parametrize("memory", [1, 10_000])
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_memory_changes_no_number_of_any_class(solver, memory):
-    case, test = mlp_case(), (normal(6, 3, seed=5), classes(6, seed=6))
+def test_memory_changes_no_number_of_any_class(solver):
+    case, test = mlp_case(7), (normal(2, 3, seed=5), classes(2, seed=6))
     keywords = solver.known(second_order_mode=MODES[2])
-    model = solver(case.model, case.loss, 0.5, max_memory=memory, **keywords)
+    model = solver(case.model, case.loss, 0.5, max_memory=1, **keywords)
     model.fit(solver.loader(case))
     for influence in ("up", "perturbation"):
         want = solver.dense(case).influences(

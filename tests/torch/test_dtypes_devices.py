@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from solvers import NAMED, ROUTES, SOLVERS
 from torch import nn
 from zoo import MODES, Case, classes, close, convex_case, mlp_case, normal, seeded
 
@@ -16,22 +17,22 @@ TEST = CASE.part(0, 4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("solver", [DirectInfluence, CgInfluence])
+@pytest.mark.parametrize("solver", SOLVERS)
 def test_answers_have_the_dtype_of_the_parameters(solver, dtype):
     case = convex_case(dtype=dtype)
-    model = solver(case.model, case.loss, 0.5)
+    model = solver(case.model, case.loss, 0.5, **solver.known(rtol=1e-5))
     assert model.dtype == dtype
     assert model.device == torch.device("cpu")
     assert model.n_parameters == 15
     assert model.block_names == [""]
     assert not model.is_fitted
-    model.fit(case.loader())
+    model.fit(solver.loader(case))
     test = case.part(0, 4)
     answers = [
         model.influence_factors(*test),
         model.influences(*test),
         model.influences(*test, mode="perturbation"),
-        model.self_influences(case.loader()),
+        model.self_influences(solver.loader(case)),
         model.influences_over([1.0, 2.0], *test),
         *model.influences_by_block(*test).values(),
     ]
@@ -43,16 +44,20 @@ def test_answers_have_the_dtype_of_the_parameters(solver, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("data", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("solver", [DirectInfluence, CgInfluence])
+@pytest.mark.parametrize("solver", SOLVERS)
 def test_half_precision_is_computed_in_float32(solver, dtype, data):
+    # few steps of LiSSA are enough where λ is no small part of the curvature
+    regularization = 0.5 if solver is NAMED["LissaInfluence"] else 1e-2
     model = convex_case().model.to(dtype)
     x = normal(23, 4).bfloat16().half()  # numbers that every dtype here has
     case = Case(model, F.cross_entropy, x.to(data), CASE.y)
-    fitted = solver(model, case.loss, 1e-2).fit(case.loader())
+    keywords = solver.known(rtol=1e-5)
+    fitted = solver(model, case.loss, regularization, **keywords).fit(solver.loader(case))
     assert fitted.dtype == dtype
     got = fitted.influences(*case.part(0, 4), case.x, case.y)
     assert got.dtype == dtype
-    want = case.dense().influences(*case.part(0, 4), case.x, case.y, regularization=1e-2)
+    how = {"regularization": regularization}
+    want = solver.dense(case).influences(*case.part(0, 4), case.x, case.y, **how)
     # the rounding of the answer itself; a computation in half precision is off by far more
     close(got, want, 2 * torch.finfo(dtype).eps)
     assert {p.dtype for p in model.parameters()} == {dtype}
@@ -118,18 +123,18 @@ def test_meta():
         DirectInfluence(model, F.cross_entropy, 1.0).fit([TEST])
 
 
-@pytest.mark.parametrize("solver", [DirectInfluence, CgInfluence])
+@pytest.mark.parametrize("solver", SOLVERS)
 def test_to_cpu(solver):
     model = solver(CASE.model, CASE.loss, 0.5).to("cpu")
     assert not model.is_fitted
-    want = model.fit(CASE.loader()).influences(*TEST)
+    want = model.fit(solver.loader(CASE)).influences(*TEST)
     assert model.to(torch.device("cpu")) is model
     assert torch.equal(model.influences(*TEST), want)
     assert model.device == torch.device("cpu")
 
 
 @pytest.mark.parametrize("fit", [True, False])
-@pytest.mark.parametrize("solver", [DirectInfluence, CgInfluence])
+@pytest.mark.parametrize("solver", SOLVERS)
 def test_to_nowhere(solver, fit, monkeypatch):
     model = solver(CASE.model, CASE.loss, 0.5)
     if fit:
@@ -142,16 +147,25 @@ def test_to_nowhere(solver, fit, monkeypatch):
     assert model.fit(CASE.loader()).device == torch.device("cpu")
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("solver", [DirectInfluence, CgInfluence])
+@pytest.mark.parametrize(("solver", "mode"), ROUTES)
 def test_autocast_of_the_caller_changes_nothing(solver, mode):
-    case = mlp_case(dtype=torch.float32)
-    model = solver(case.model, case.loss, 5.0, second_order_mode=mode)
-    want = model.fit(case.loader()).influences(*case.part(0, 3), case.x, case.y)
+    case = (convex_case if mode == "hessian" else mlp_case)(dtype=torch.float32)
+    model = solver(case.model, case.loss, 5.0, **solver.known(second_order_mode=mode, rtol=1e-5))
+    calls = [
+        lambda: model.fit(solver.loader(case)).influences(*case.part(0, 3), case.x, case.y),
+        lambda: model.influences(*case.part(0, 3), mode="perturbation"),
+        lambda: model.influence_factors(*case.part(0, 3)),
+        lambda: model.self_influences(case.loader()),
+        lambda: model.influences_over([1.0, 2.0], *case.part(0, 3)),
+        lambda: model.removal_effects(*case.part(0, 3), case.x, case.y, leverage=True),
+        lambda: torch.tensor(model.gradient_norm),
+    ]
+    want = [call() for call in calls]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        got = model.fit(case.loader()).influences(*case.part(0, 3), case.x, case.y)
+        got = [call() for call in calls]
         assert torch.is_autocast_enabled("cpu")
-    assert torch.equal(got, want)
+    for a, b in zip(got, want, strict=True):
+        assert torch.equal(a, b)
 
 
 gpu = pytest.mark.gpu
@@ -197,6 +211,59 @@ def test_gpu(variant, mode, where):
         close(got, want)
     want = case.dense().influences(*case.part(0, 4), mode=mode, regularization=0.1)
     close(model.to("cpu").influences(*case.part(0, 4)), want)
+
+
+@gpu
+@pytest.mark.parametrize(("solver", "mode"), ROUTES)
+@pytest.mark.parametrize("where", ["model on the GPU", "to before fit", "to after fit"])
+def test_gpu_of_every_class(solver, mode, where):
+    case = convex_case() if mode == "hessian" else mlp_case()
+    module = copy.deepcopy(case.model).to(GPU if where == "model on the GPU" else "cpu")
+    model = solver(module, case.loss, 0.5, **solver.known(second_order_mode=mode))
+    if where == "to before fit":
+        model.to(GPU)
+    model.fit(solver.loader(case))
+    if where == "to after fit":
+        model.to(GPU)
+    how = {"mode": mode, "regularization": 0.5}
+    for influence in ("up", "perturbation"):
+        got = model.influences(*case.part(0, 4), case.x, case.y, influence)
+        assert got.device.type == model.device.type == GPU
+        want = solver.dense(case).influences(*case.part(0, 4), case.x, case.y, influence, **how)
+        close(got, want)
+    norm = model.gradient_norm
+    removed = model.removal_effects(*case.part(0, 4), case.x, case.y)
+    close(removed, solver.dense(case).influences(*case.part(0, 4), case.x, case.y, **how) / 23)
+    assert model.to("cpu").gradient_norm == pytest.approx(norm)
+    close(
+        model.influences(*case.part(0, 4)), solver.dense(case).influences(*case.part(0, 4), **how)
+    )
+
+
+@gpu
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_gpu_float32_is_not_shortened(solver):
+    case = mlp_case(dtype=torch.float32)
+    keywords = solver.known(second_order_mode=MODES[2], rtol=1e-6)
+    model = solver(copy.deepcopy(case.model).to(GPU), case.loss, 0.5, **keywords)
+    got = model.fit(solver.loader(case)).influences(*case.part(0, 4), case.x, case.y)
+    how = {"mode": MODES[2], "regularization": 0.5}
+    close(got, solver.dense(case).influences(*case.part(0, 4), case.x, case.y, **how), 1e-4)
+
+
+@gpu
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_gpu_with_cupy(solver):
+    pytest.importorskip("cupy")
+    case = mlp_case()
+    keywords = solver.known(second_order_mode=MODES[2], eigen_computation_on_gpu=True)
+    model = solver(
+        copy.deepcopy(case.model).to(GPU), case.loss, 0.5, array_backend="cupy", **keywords
+    ).fit(solver.loader(case))
+    got = model.influences(*case.part(0, 4), case.x, case.y)
+    assert isinstance(got, torch.Tensor)
+    how = {"mode": MODES[2], "regularization": 0.5}
+    close(got, solver.dense(case).influences(*case.part(0, 4), case.x, case.y, **how))
 
 
 class Attentive(nn.Module):

@@ -6,6 +6,7 @@ import logging
 import pytest
 import torch
 import torch.nn.functional as F
+from solvers import NAMED, WITH_BLOCKS
 from torch import nn
 from zoo import MODES, Case, classes, close, leaves, normal, seeded
 
@@ -370,6 +371,22 @@ def test_models_under_cg(name):
         *one.part(0, 2), one.x, one.y, mode="gauss_newton", regularization=1.0
     )
     model = CgInfluence(one.model, one.loss, 1.0, **settings, **one.keywords()).fit(one.loader(4))
+    close(model.influences(*one.part(0, 2), one.x, one.y), want)
+
+
+VARIED = ["frozen", "tied", "root parameters", "sdpa", "gru", "dict input", "branching"]
+OTHERS = [(name, solver) for name in VARIED for solver in WITH_BLOCKS]
+# layers that can be factored
+OTHERS += [(name, NAMED["EkfacInfluence"]) for name in ("frozen", "bare linear")]
+
+
+@pytest.mark.parametrize(("name", "solver"), OTHERS)
+def test_models_under_every_class(name, solver):
+    one = CASES[name]()
+    keywords = solver.known(second_order_mode="gauss_newton")
+    model = solver(one.model, one.loss, 1.0, **keywords, **one.keywords()).fit(solver.loader(one))
+    how = {"mode": "gauss_newton", "regularization": 1.0}
+    want = solver.dense(one).influences(*one.part(0, 2), one.x, one.y, **how)
     close(model.influences(*one.part(0, 2), one.x, one.y), want)
 
 

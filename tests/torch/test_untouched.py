@@ -8,27 +8,34 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from solvers import SOLVERS, WITH_MODES
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, TensorDataset
 from zoo import MODES, classes, close, convex_case, mlp_case, normal, rng, seeded
 
 from influence_core.errors import ModelError
-from influence_torch import CgInfluence, DirectInfluence
+from influence_torch import CgInfluence, DirectInfluence, EkfacInfluence
 
 CASE = convex_case()
 
 
-def use(model):
+def use(model, solver, mode):
     """Everything that can be called."""
-    data = CASE.loader()
+    data = solver.loader(CASE)
     x, y = CASE.part(0, 5)
-    for solver, mode in ((CgInfluence, "hessian"), *((DirectInfluence, mode) for mode in MODES)):
-        fitted = solver(model, F.cross_entropy, 5.0, second_order_mode=mode).fit(data)
-        fitted.influences_from_factors(fitted.influence_factors(x, y), x, y)
-        fitted.influences(x, y, mode="perturbation")
-        fitted.influences(x, y)
-        fitted.self_influences(data)
-        fitted.to("cpu").influences_by_block(x, y)
+    keywords = solver.known(second_order_mode=mode)
+    fitted = solver(model, F.cross_entropy, 5.0, **keywords).fit(data)
+    fitted.influences_from_factors(fitted.influence_factors(x, y), x, y)
+    fitted.influences(x, y, mode="perturbation")
+    fitted.influences(x, y)
+    fitted.influences_over([5.0, 6.0], x, y)
+    fitted.removal_effects(x, y, x, y, leverage=bool(keywords))
+    fitted.self_influences(data)
+    fitted.with_regularization(6.0).to("cpu").influences_by_block(x, y)
+
+
+USES = [(solver, MODES[2]) for solver in SOLVERS]
+USES += [(solver, mode) for solver in WITH_MODES[:2] for mode in MODES[:2]]
 
 
 class Counting(nn.Module):
@@ -99,21 +106,25 @@ def same(a, b):
 
 
 @pytest.mark.parametrize("with_grad", [False, True])
-def test_the_model(with_grad):
+@pytest.mark.parametrize(("solver", "mode"), USES)
+def test_the_model(solver, mode, with_grad):
     model = fancy()
+    if solver.kind is EkfacInfluence:
+        model[1].requires_grad_(False)  # no layer that it could factor
     if with_grad:
         F.cross_entropy(model(CASE.x), CASE.y).backward()
     hook = model[0].register_forward_hook(lambda module, inputs, output: None)
     before = state(model)
-    use(model)
+    use(model, solver, mode)
     same(before, state(model))
     hook.remove()
 
 
-def test_a_forward_that_mutates():
+@pytest.mark.parametrize(("solver", "mode"), USES)
+def test_a_forward_that_mutates(solver, mode):
     model = seeded(Counting)
     before, x = state(model), CASE.x.clone()
-    use(model)
+    use(model, solver, mode)
     same(before, state(model))
     assert model.seen == 0
     assert torch.equal(CASE.x, x)
@@ -130,9 +141,10 @@ def test_mutation_does_not_reach_the_numbers():
         close(got.influences(x, y), want.influences(2 * x, y))
 
 
-def test_answers_are_fresh():
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_answers_are_fresh(solver):
     model = seeded(lambda: nn.Linear(4, 3))
-    fitted = DirectInfluence(model, F.cross_entropy, 0.5).fit(CASE.loader())
+    fitted = solver(model, F.cross_entropy, 0.5).fit(solver.loader(CASE))
     x, y = CASE.part(0, 5)
     first = fitted.influences(x, y)
     want = first.clone()
@@ -141,36 +153,38 @@ def test_answers_are_fresh():
     assert torch.equal(fitted.influences(x, y), want)
 
 
-def test_parameters_are_read_at_fit():
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_parameters_are_read_at_fit(solver):
     model = seeded(lambda: nn.Linear(4, 3))
     x, y = CASE.part(0, 5)
-    for solver in (DirectInfluence, CgInfluence):
-        fitted = solver(model, F.cross_entropy, 0.5).fit(CASE.loader())
-        before = fitted.influences(x, y)
-        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-        optimizer.zero_grad()
-        F.cross_entropy(model(CASE.x), CASE.y).backward()
-        optimizer.step()
-        model.train()
-        assert torch.equal(fitted.influences(x, y), before)
-        model.eval()
-        assert not torch.allclose(fitted.fit(CASE.loader()).influences(x, y), before)
+    fitted = solver(model, F.cross_entropy, 0.5).fit(solver.loader(CASE))
+    before, norm = fitted.influences(x, y), fitted.gradient_norm
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    F.cross_entropy(model(CASE.x), CASE.y).backward()
+    optimizer.step()
+    model.train()
+    assert torch.equal(fitted.influences(x, y), before)
+    assert fitted.gradient_norm == norm
+    model.eval()
+    assert not torch.allclose(fitted.fit(solver.loader(CASE)).influences(x, y), before)
 
 
-def test_gradient_modes_of_the_caller():
-    fitted = DirectInfluence(CASE.model, F.cross_entropy, 0.5).fit(CASE.loader())
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_gradient_modes_of_the_caller(solver):
+    fitted = solver(CASE.model, F.cross_entropy, 0.5).fit(solver.loader(CASE))
     x, y = CASE.part(0, 5)
     want = fitted.influences(x, y)
     for context in (torch.no_grad(), torch.inference_mode()):
         with context:
-            again = DirectInfluence(CASE.model, F.cross_entropy, 0.5).fit(CASE.loader())
+            again = solver(CASE.model, F.cross_entropy, 0.5).fit(solver.loader(CASE))
             assert torch.equal(fitted.influences(x, y), want)
             assert torch.equal(again.influences(x.clone(), y.clone()), want)
 
 
-def test_inputs_that_want_gradients():
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_inputs_that_want_gradients(solver):
     x, y = CASE.part(0, 5)
-    fitted = DirectInfluence(CASE.model, F.cross_entropy, 0.5).fit(CASE.loader())
+    fitted = solver(CASE.model, F.cross_entropy, 0.5).fit(solver.loader(CASE))
     watched = x.clone().requires_grad_()
     got = fitted.influences(watched, y, mode="perturbation")
     assert not got.requires_grad
@@ -228,6 +242,21 @@ def test_random_states(kind):
     close(got, CASE.dense().influences(*CASE.part(0, 5), regularization=0.5))
 
 
+@pytest.mark.parametrize("kind", ["shuffled", "own generator", "batch sampler"])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_random_states_of_every_class(solver, kind):
+    loader, generator = loader_of(kind)
+    before, own = random_state(), generator.get_state()
+    keywords = solver.known(maxiter=30)
+    fitted = solver(CASE.model, CASE.loss, 0.5, **keywords).fit(loader)
+    first = fitted.influences(*CASE.part(0, 5))
+    fitted.self_influences(loader)
+    fitted.removal_effects(*CASE.part(0, 5), *CASE.part(5, 9), leverage=True)
+    assert random_state() == before
+    assert torch.equal(generator.get_state(), own)
+    close(fitted.influences(*CASE.part(0, 5)), first, 1e-9)
+
+
 def test_random_states_after_an_error():
     x = CASE.x.clone()
     x[-1] = float("nan")
@@ -250,9 +279,10 @@ def test_what_the_user_draws_between_batches_counts():
     assert torch.equal(torch.rand(3), want)
 
 
-def test_random_states_with_several_threads():
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_random_states_with_several_threads(solver):
     loader, _ = loader_of("shuffled")
-    fitted = CgInfluence(CASE.model, CASE.loss, 0.5).fit(loader)
+    fitted = solver(CASE.model, CASE.loss, 0.5, **solver.known(maxiter=30)).fit(loader)
     before = random_state()
     threads = [threading.Thread(target=fitted.influences, args=CASE.part(0, 5)) for _ in range(4)]
     for thread in threads:
@@ -303,6 +333,18 @@ def test_train_mode_of_sequences(make):
     data = [(normal(6, 3, 4), classes(6))]
     with pytest.raises(ModelError, match=rf"{make.__name__}|MultiheadAttention"):
         DirectInfluence(model, F.cross_entropy, 1.0, forward=forward).fit(data)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_train_mode_of_every_class(solver):
+    model = seeded(RANDOM["dropout"]).train()
+    fitted = solver(model, F.cross_entropy, 1.0, **solver.known(second_order_mode=MODES[2]))
+    with pytest.raises(ModelError, match=r"model\.eval\(\)"):
+        fitted.fit(CASE.loader())
+    assert not fitted.is_fitted
+    fitted.model.eval()
+    fitted.fit(solver.loader(CASE))
+    assert fitted.is_fitted
 
 
 def test_one_submodule_in_train_mode_is_enough():
