@@ -5,9 +5,10 @@ from collections import OrderedDict
 import numpy as np
 import oracle
 import pytest
+from methods import CASES
 from problems import MANY, fitted, influence, make_setting, may_be_indefinite, tight
 
-from influence_core import BlockError, BlockMode, Direct, OptionError
+from influence_core import BlockError, BlockMode, OptionError
 from influence_core.blocks import make_blocks
 
 pytestmark = may_be_indefinite
@@ -51,17 +52,21 @@ def test_shares_of_the_blocks(library, structure, m, mode):
 
 
 @structures
-@pytest.mark.parametrize("method", [Direct(), tight()], ids=["direct", "cg"])
-def test_columns_of_the_factors(structure, method):
+@pytest.mark.parametrize("case", CASES)
+def test_columns_of_the_factors(structure, case):
     setting = make_setting("tanh_squared")
     passed, blocks = STRUCTURES[structure]
-    options = {"regularization": 0.1, "second_order_mode": "generalized_gauss_newton"}
-    model = fitted(setting, method, block_structure=passed, **options)
-    want = setting.oracle().influence_factors(
-        *setting.host_test(), mode=options["second_order_mode"], regularization=0.1, blocks=blocks
+    mode, regularization = "generalized_gauss_newton", 0.1
+    model = case.fitted(
+        setting,
+        block_structure=passed,
+        second_order_mode=mode,
+        regularization=regularization,
     )
+    truth = case.reference(setting, mode, blocks)
+    want = truth.influence_factors(*setting.host_test(), regularization)
     got = model.influence_factors(*setting.test())
-    np.testing.assert_allclose(got, want, rtol=1e-7, atol=1e-9)
+    setting.library.close(got, want, case.accuracy)
     assert model.n_parameters == want.shape[1]
     by_block = model.influence_factors_by_block(*setting.test())
     np.testing.assert_array_equal(np.concatenate(list(by_block.values()), axis=1), got)

@@ -5,15 +5,13 @@ import types
 
 import numpy as np
 import pytest
+from methods import CASES
 from namespaces import NUMPY, NUMPY_FLOAT32, READ_ONLY, STRICT, STRICT_DEVICE, TORCH
 from problems import MANY, N, fitted, influence, make_setting, tight
 
 from influence_core import (
     DeviceError,
-    Direct,
     ExchangeError,
-    JacobiPreconditioner,
-    NystroemPreconditioner,
 )
 from influence_core.arrays import exchange, exchange_for
 
@@ -32,32 +30,16 @@ pairs = pytest.mark.parametrize(("library", "solver"), PAIRS)
 OPTIONS = {"regularization": 0.1, "second_order_mode": "gauss_newton"}
 
 
-def methods(library):
-    return (
-        Direct(),
-        tight(library),
-        tight(library, solve_simultaneously=True, precompute_grad=True),
-        tight(library, preconditioner=JacobiPreconditioner()),
-        tight(library, preconditioner=NystroemPreconditioner(5)),
-    )
-
-
 @pairs
-@pytest.mark.parametrize("mode", ["up", "perturbation"])
-def test_answers_come_back_in_the_library_of_the_model(library, solver, mode):
+@pytest.mark.parametrize("case", CASES)
+def test_answers_come_back_in_the_library_of_the_model(library, solver, case):
     setting = make_setting("logistic", library)
-    for method in methods(library):
-        model = fitted(setting, method, array_backend=solver, **OPTIONS)
-        for m in (3, MANY):
-            want = setting.oracle().influences(
-                *setting.host_test(m),
-                *setting.host_train,
-                mode,
-                mode="gauss_newton",
-                regularization=0.1,
-            )
-            got = model.influences(*setting.test(m), *setting.train, mode=mode)
-            library.close(got, want, library.accuracy())
+    truth = case.reference(setting, "gauss_newton")
+    model = case.fitted(setting, array_backend=solver, **OPTIONS)
+    for m, mode in ((3, "up"), (MANY, "up"), (3, "perturbation")):
+        want = truth.influences(setting.host_test(m), setting.host_train, 0.1, mode)
+        got = model.influences(*setting.test(m), *setting.train, mode=mode)
+        library.close(got, want, library.accuracy())
 
 
 @pairs
