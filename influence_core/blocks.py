@@ -97,7 +97,11 @@ def _check_member(
 
 
 def make_regularization(
-    regularization: Any, block_names: Sequence[str] | None = None, *, positive: bool = False
+    regularization: Any,
+    block_names: Sequence[str] | None = None,
+    *,
+    positive: bool = False,
+    argument: str = "regularization",
 ) -> dict[str, float] | float:
     """Return λ as floats: one for each block name, or as it was given where names are unknown yet.
 
@@ -107,22 +111,32 @@ def make_regularization(
         regularization: what the user passed.
         block_names: all blocks, where they are known.
         positive: whether the method needs `λ > 0` for every block.
+        argument: the name that the user knows it by.
 
     Raises:
         RegularizationError: a λ is no number, negative or not finite, or zero where it must not be;
             or a name is no block's.
     """
     if not isinstance(regularization, Mapping):
-        value = _number(regularization, "regularization", block_names, positive)
+        value = _number(regularization, argument, block_names, positive)
         return value if block_names is None else dict.fromkeys(block_names, value)
     given = {
-        name: _number(value, f"regularization[{name!r}]", block_names, positive)
+        name: _number(value, f"{argument}[{name!r}]", block_names, positive)
         for name, value in regularization.items()
     }
     if block_names is None:
         return given
     _check_names(given, block_names, positive)
     return {name: given.get(name, 0.0) for name in block_names}
+
+
+def as_number(value: Any) -> float:
+    """Return a single λ as a float.
+
+    Raises:
+        RegularizationError: it is no number, negative or not finite.
+    """
+    return _number(value, "regularization", None, False)
 
 
 def _check_names(given: Mapping[str, float], block_names: Sequence[str], every_one: bool) -> None:

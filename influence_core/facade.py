@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from influence_core.blocks import BlockStructure, Regularization
+from influence_core.blocks import BlockStructure, Regularization, make_regularization
 from influence_core.errors import OptionError
 from influence_core.methods import (
     Arnoldi,
@@ -21,6 +21,7 @@ from influence_core.methods import (
     NystroemSketch,
     Preconditioner,
 )
+from influence_core.methods.base import check_positive_integer
 from influence_core.modes import BlockMode, LabelKind, SecondOrderMode
 
 
@@ -39,9 +40,11 @@ def direct(
     regularization: Regularization,
     block_structure: BlockStructure,
     second_order_mode: SecondOrderMode | str,
+    seed: int,
     array_backend: str | None,
 ) -> Settings:
     """Return the settings of `DirectInfluence`."""
+    check_positive_integer("seed", seed, "or zero", least=0)
     return Settings(Direct(), regularization, block_structure, second_order_mode, array_backend)
 
 
@@ -150,9 +153,13 @@ def nystroem_sketch(
 
 
 def inverse_harmonic_mean(
-    regularization: Regularization, block_structure: BlockStructure, array_backend: str | None
+    regularization: Regularization,
+    block_structure: BlockStructure,
+    seed: int,
+    array_backend: str | None,
 ) -> Settings:
     """Return the settings of `InverseHarmonicMeanInfluence`: a point's curvature is `∇ℓᵢ∇ℓᵢᵀ`."""
+    check_positive_integer("seed", seed, "or zero", least=0)
     mode = SecondOrderMode.GAUSS_NEWTON
     return Settings(InverseHarmonicMean(), regularization, block_structure, mode, array_backend)
 
@@ -166,7 +173,12 @@ def ekfac(
     seed: int,
     array_backend: str | None,
 ) -> Settings:
-    """Return the settings of `EkfacInfluence`: a block is a layer, a point's curvature its GGN."""
+    """Return the settings of `EkfacInfluence`: a block is a layer, a point's curvature its GGN.
+
+    Raises:
+        RegularizationError: `hessian_regularization` is negative or not finite.
+    """
+    make_regularization(hessian_regularization, argument="hessian_regularization")
     method = Ekfac(
         update_diagonal=update_diagonal, labels=labels, draws=draws, progress=progress, seed=seed
     )

@@ -294,14 +294,7 @@ class Influence(InfluenceFunctionModel):
         self, call: str, regularizations: Any, x_test: Any, y_test: Any, x: Any, y: Any
     ) -> tuple[FittedInfluence, ByBlock]:
         fitted, _ = self._state()
-        if isinstance(regularizations, str | Mapping) or not hasattr(regularizations, "__iter__"):
-            raise OptionError(
-                f"`{call}(regularizations, …)` needs a list of numbers or of mappings; "
-                f"got {regularizations!r}. For a single one, pass [{regularizations!r}]."
-            )
-        each = [self._by_block(value) for value in regularizations]
-        if not each:
-            raise OptionError(f"`{call}` needs at least one regularisation; got none.")
+        each = [self._by_block(value) for value in as_path(call, regularizations)]
         left, right = fitted.sides(call, x_test, y_test, x, y)
         shares, self._report = fitted.scores(left, right, each)
         return fitted, shares
@@ -350,6 +343,23 @@ class Influence(InfluenceFunctionModel):
     def _reference(self) -> Array:
         problem = self._fitted.problem if self._fitted is not None else self._problem()
         return hand_over(problem, problem.reference)
+
+
+def as_path(call: str, regularizations: Any) -> list[Regularization]:
+    """Return what a user passed as several regularisations, as a list.
+
+    Raises:
+        OptionError: it is a single one, or none.
+    """
+    if isinstance(regularizations, str | Mapping) or not hasattr(regularizations, "__iter__"):
+        raise OptionError(
+            f"`{call}` needs a list of numbers or of mappings for λ; got {regularizations!r}. For "
+            f"a single one, pass [{regularizations!r}]."
+        )
+    path = list(regularizations)
+    if not path:
+        raise OptionError(f"`{call}` needs at least one regularisation; got none.")
+    return path
 
 
 def _training(fitted: FittedInfluence) -> Training:

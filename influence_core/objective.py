@@ -38,12 +38,14 @@ class Objective:
         data: an iterable of `(x, y)` batches that can be iterated again.
         points: the number `N` of points.
         weight: the sum of their weights (`N` where there are none).
+        batch_count: the number of batches.
     """
 
     problem: Problem
     data: Iterable[Any]
     points: int
     weight: float
+    batch_count: int
 
     @classmethod
     def of(
@@ -61,7 +63,7 @@ class Objective:
             DataError: there are no points, or some that cannot be used.
         """
         _check_repeatable(data)
-        points, weight = 0, 0.0
+        points, weight, index = 0, 0.0, 0
         for index, batch in enumerate(read_batches(problem, data), 1):
             validate(problem, batch, f"fit(data), batch {index}")
             if visit is not None:
@@ -75,7 +77,7 @@ class Objective:
             )
         if not weight > 0:
             raise DataError(f"`fit(data)` needs weights with a positive sum; got {weight}.")
-        return cls(problem, data, points, weight)
+        return cls(problem, data, points, weight, index)
 
     def batches(self) -> Iterator[Batch]:
         """Yield the batches of one pass.

@@ -15,13 +15,11 @@ import numpy as np
 
 from influence_core.arrays import (
     device,
-    from_host,
     move,
     namespace,
     ones,
     read_float,
     row_norms,
-    widen,
 )
 from influence_core.blocks import Block
 from influence_core.errors import OptimalityWarning, warn
@@ -44,7 +42,7 @@ class Optimality:
         blocks: the blocks.
         gradient: `∇ mean ℓ`, with the penalty that belongs to the objective, `(1, p)`.
         values: the parameters `θ`, `(1, p)`; zeros where the backend does not hand them out.
-        length: the root mean square of `‖∇ℓᵢ‖` over the first points.
+        length: the root mean square of `‖∇ℓᵢ‖` over a sample of the points.
         points: the number `N` of points.
     """
 
@@ -56,9 +54,13 @@ class Optimality:
 
     def gradient_norm(self, regularization: Mapping[str, float]) -> float:
         """Return `‖∇ mean ℓ + λθ‖` for the λ of every block."""
-        damping = np.concatenate([np.full(b.size, regularization[b.name]) for b in self.blocks])
-        total = self.gradient + self.values * from_host(damping, self.values)
-        return read_float(row_norms(widen(total))[0])
+        norms, start = [], 0
+        for block in self.blocks:
+            part = slice(start, start + block.size)
+            total = self.gradient[:, part] + self.values[:, part] * regularization[block.name]
+            norms.append(read_float(row_norms(total)[0]))
+            start += block.size
+        return float(np.linalg.norm(norms))
 
     def tell(self, regularization: Mapping[str, float]) -> None:
         """Warn if the parameters are far from a minimum, with the given λ and without any."""
@@ -82,25 +84,27 @@ class Optimality:
 
 
 class Gauge:
-    """Sums the gradient of the objective, batch by batch."""
+    """Sums the gradient of the objective, batch by batch, and samples those of single points."""
 
     def __init__(self, problem: Problem, blocks: tuple[Block, ...]) -> None:
         """Start for the parameters that the blocks cover."""
         self._problem, self._blocks = problem, blocks
         self._names = [name for block in blocks for name in block.names]
         self._sum: Array | None = None
-        self._length = 0.0
+        self._seen = 0
+        self._lengths = np.zeros(_MEASURED)
+        self._random = np.random.default_rng(0)
 
     def see(self, batch: Batch) -> None:
         """Add the gradients of the points of a batch."""
-        if self._sum is None:
-            self._length = self._length_of_points(batch)
         like = self._problem.reference
         weights = ones((1, batch.size), like)
         if batch.weights is not None:
             weights = weights * namespace(like).astype(batch.weights, like.dtype)
         gradient = self._problem.gradient_combinations(batch, weights, self._names)
         self._sum = gradient if self._sum is None else self._sum + gradient
+        for place, index in self._sample(batch.size).items():
+            self._lengths[place] = self._length(batch[index : index + 1])
 
     def reading(self, points: int, weight: float) -> Optimality:
         """Return what the batches showed, `points` points whose weights sum to `weight`."""
@@ -111,14 +115,28 @@ class Gauge:
             values = problem.values(self._names)[None, :]
             if isinstance(problem, HasPenalty):
                 gradient = gradient + problem.penalty(self._names, weight) * values
-        return Optimality(self._blocks, gradient, values, self._length, points)
+        count = min(self._seen, _MEASURED)
+        length = float(np.linalg.norm(self._lengths)) / math.sqrt(count)
+        return Optimality(self._blocks, gradient, values, length, points)
 
-    def _length_of_points(self, batch: Batch) -> float:
-        """Return the root mean square length; one point at a time, to hold one gradient only."""
+    def _sample(self, size: int) -> dict[int, int]:
+        """Return place -> index of the points of a batch that join the sample.
+
+        Every point that was seen is in it with the same probability, in whatever order they come
+        (Vitter, Random sampling with a reservoir, ACM TOMS 11, 1985).
+        """
+        chosen = {}
+        for index in range(size):
+            place = self._seen
+            if place >= _MEASURED:
+                place = int(self._random.integers(0, self._seen + 1))
+            if place < _MEASURED:
+                chosen[place] = index
+            self._seen += 1
+        return chosen
+
+    def _length(self, point: Batch) -> float:
         one = ones((1, 1), self._problem.reference)
-        norms = []
-        for index in range(min(batch.size, _MEASURED)):
-            point = batch[index : index + 1]
-            gradient = self._problem.gradient_combinations(point, one, self._names)
-            norms.append(read_float(row_norms(widen(gradient))[0]))
-        return float(np.linalg.norm(norms)) / math.sqrt(len(norms))
+        return read_float(
+            row_norms(self._problem.gradient_combinations(point, one, self._names))[0]
+        )

@@ -100,8 +100,8 @@ def _correction(leverage: Array) -> Array:
         warn(
             f"`leverage=True`: {unbounded} of {leverage.shape[0]} points have "
             "a leverage of one or more: without them the objective has no minimum along their "
-            "influence. They are left uncorrected; use a larger `regularization`, or "
-            "second_order_mode='generalized_gauss_newton'.",
+            "influence. They are left uncorrected; use a larger `regularization`, or a curvature "
+            "that is positive semi-definite.",
             ConditioningWarning,
         )
     return xp.where(bounded, masked_reciprocal(1.0 - leverage, bounded), xp.ones_like(leverage))

@@ -53,6 +53,7 @@ class DirectInfluence(TorchInfluence):
             regularization=regularization,
             block_structure=block_structure,
             second_order_mode=second_order_mode,
+            seed=seed,
             array_backend=array_backend,
         )
         super().__init__(model, loss, settings, max_memory=max_memory, forward=forward)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from influence_core import facade
-from influence_core.blocks import Regularization
+from influence_core.blocks import Regularization, as_number
+from influence_core.influence import as_path
 from influence_core.modes import InfluenceMode, LabelKind
 from influence_torch.base import TorchInfluence
 from influence_torch.likelihoods import cross_entropy
@@ -84,12 +85,14 @@ class EkfacInfluence(TorchInfluence):
         mode: InfluenceMode | str = InfluenceMode.Up,
     ) -> OrderedDict[str, Any]:
         """Return the share of each layer in `influences`, by the name of the layer."""
-        return self.influences_by_block(x_test, y_test, x, y, mode)
+        call = "influences_by_layer"
+        fitted, shares = self._influences(call, x_test, y_test, x, y, mode)
+        return fitted.by_block(shares)
 
     @TorchInfluence.fit_required
     def influence_factors_by_layer(self, x: Any, y: Any) -> OrderedDict[str, Tensor]:
         """Return the columns of `influence_factors` of each layer, by its name."""
-        return self.influence_factors_by_block(x, y)
+        return self._factors(x, y, "influence_factors_by_layer")
 
     @TorchInfluence.fit_required
     def influences_from_factors_by_layer(
@@ -100,11 +103,13 @@ class EkfacInfluence(TorchInfluence):
         mode: InfluenceMode | str = InfluenceMode.Up,
     ) -> OrderedDict[str, Any]:
         """Return the share of each layer, from what `influence_factors_by_layer` returned."""
-        return self.influences_from_factors_by_block(z_test_factors, x, y, mode)
+        call = "influences_from_factors_by_layer"
+        fitted, shares = self._influences_from_factors(call, z_test_factors, x, y, mode)
+        return fitted.by_block(shares)
 
     @TorchInfluence.fit_required
     def explore_hessian_regularization(
-        self, x: Any, y: Any, regularization_values: Sequence[float]
+        self, x: Any, y: Any, regularization_values: Iterable[float]
     ) -> dict[float, dict[str, Tensor]]:
         """Return the influences of the points on each other for many λ, `{λ: {layer: (n, n)}}`.
 
@@ -113,10 +118,13 @@ class EkfacInfluence(TorchInfluence):
         Raises:
             NotFittedException: before `fit`.
             OptionError: there are no values, or not a sequence of them.
-            RegularizationError: one of them is none.
+            RegularizationError: one of them is no number, or negative.
         """
-        shares = self.influences_over_by_block(regularization_values, x, y)
+        call = "explore_hessian_regularization"
+        values = [as_number(value) for value in as_path(call, regularization_values)]
+        fitted, shares = self._influences_over(call, values, x, y, None, None)
+        by_layer = fitted.by_block(shares)
         return {
-            float(value): {name: share[index] for name, share in shares.items()}
-            for index, value in enumerate(regularization_values)
+            value: {name: share[index] for name, share in by_layer.items()}
+            for index, value in enumerate(values)
         }

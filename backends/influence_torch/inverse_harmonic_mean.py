@@ -50,6 +50,7 @@ class InverseHarmonicMeanInfluence(TorchInfluence):
         settings = facade.inverse_harmonic_mean(
             regularization=regularization,
             block_structure=block_structure,
+            seed=seed,
             array_backend=array_backend,
         )
         super().__init__(model, loss, settings, max_memory=max_memory, forward=forward)

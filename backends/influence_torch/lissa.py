@@ -33,7 +33,8 @@ class LissaInfluence(TorchInfluence):
         warn_on_max_iteration: warn where a row has not stopped; False logs at DEBUG instead.
         block_structure: a `BlockMode`, or an ordered mapping block name -> parameter names.
         second_order_mode: which curvature `C` is inverted.
-        seed: of the order of the batches.
+        seed: of the order of the batches. Which points a batch has is up to the loader: one that
+            shuffles by torch's global generator makes other batches at every `fit`.
         max_memory: bytes that one product may hold; None allows 1 GiB.
         array_backend: the library of the solver's arithmetic, such as ``"cupy"``; None is torch.
         forward: `fn(model, x)` where the call is not `model(x)`.

@@ -284,8 +284,10 @@ class PointLosses:
             ) from error
 
     def _along(self, route: _Route, parameters: Mapping[str, Tensor], batch: TorchBatch) -> Tensor:
-        if route.model == "point":
-            return _each(lambda x, y: self.point(parameters, x, y), (batch.x, batch.y), route.loss)
+        # outputs of one point may have another length along what is the points' axis in a batch
+        if route.model == "point" or batch.size == 1:
+            how = "loop" if batch.size == 1 else route.loss
+            return _each(lambda x, y: self.point(parameters, x, y), (batch.x, batch.y), how)
         return self._points_of(route, self.snapshot(parameters, batch.x), batch)
 
     def _points_of(self, route: _Route, outputs: Any, batch: TorchBatch) -> Tensor:

@@ -8,7 +8,7 @@ In the eigenbasis of a layer the gradient of a point is `Ĝ = Σ_s ĝ_s ⊗ â_s
 - **Exact**: `X = W ∘ Ĝ_t` for a few points of one side at a time, and `Σ_s ĝ_js · X â_js`.
 
 The cheaper one is taken. The relative error of the low-rank form is a tolerance near the precision
-of the numbers, see `low_rank`.
+of the numbers, for points of any length, see `low_rank`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from influence_core.arrays import epsilon, from_host, namespace, zeros
+from influence_core.arrays import epsilon, from_host, namespace, unit_rows, zeros
 from influence_core.curvature.low_rank import LowRank, low_rank
 from influence_core.problem import Array
 
@@ -48,10 +48,19 @@ class Factors:
         """The number `s` of positions."""
         return int(self.inputs.shape[1])
 
-    def sizes(self) -> tuple[Array, Array]:
-        """Return the mean squares of `ĝ`, `(o,)`, and of `â`, `(i',)`."""
+    def sizes(self) -> tuple[Array, ...]:
+        """Return the root mean squares of `ĝ`, `(o,)`, and of `â`, `(i',)`."""
         xp = namespace(self.inputs)
-        return xp.mean(self.gradients**2, axis=(0, 1)), xp.mean(self.inputs**2, axis=(0, 1))
+        squares = (xp.mean(rows**2, axis=(0, 1)) for rows in (self.gradients, self.inputs))
+        return tuple(map(xp.sqrt, squares))
+
+    def unit(self) -> tuple[Factors, Array]:
+        """Return the factors of one position with length one, and what restores them, `(n, 2)`."""
+        xp = namespace(self.inputs)
+        inputs, input_peaks, input_lengths = unit_rows(self.inputs[:, 0, :])
+        gradients, peaks, lengths = unit_rows(self.gradients[:, 0, :])
+        lengths = xp.concat([peaks * input_peaks, lengths * input_lengths], axis=1)
+        return Factors(inputs[:, None, :], gradients[:, None, :]), lengths
 
     def part(self, start: int, stop: int) -> Factors:
         """Return some of the points."""
@@ -65,12 +74,9 @@ class Factors:
 def layer_scores(left: Factors, right: Factors, weights: npt.NDArray[np.float64]) -> Array:
     """Return `Σ_{oi} W Ĝ_left Ĝ_right`, `(m, n)`, for `W`, `(o, i')`, on the host."""
     if left.positions == right.positions == 1:
-        xp, (o, i) = namespace(left.inputs), weights.shape
-        rows, columns = (xp.sqrt(a * b) for a, b in zip(left.sizes(), right.sizes(), strict=True))
-        tolerance = epsilon(left.inputs) ** 0.65
-        found = low_rank(weights, rows, columns, tolerance, o * i // (o + i))
-        if found is not None:
-            return _by_rank(left, right, found)
+        scores = _of_unit_length(left, right, weights)
+        if scores is not None:
+            return scores
     if right.size < left.size:
         return namespace(left.inputs).matrix_transpose(_exactly(right, left, weights))
     return _exactly(left, right, weights)
@@ -87,6 +93,31 @@ def self_scores(factors: Factors, weights: npt.NDArray[np.float64]) -> Array:
         for start, stop in _chunks(factors.size, weights.size)
     ]
     return xp.concat(parts)
+
+
+def _of_unit_length(
+    left: Factors, right: Factors, weights: npt.NDArray[np.float64]
+) -> Array | None:
+    """Return the scores by the low-rank form, or None where the exact contraction is cheaper.
+
+    The points are brought to length one before and back after, so that the tolerance holds for the
+    smallest gradient as for the largest, and squares of small ones do not underflow.
+    """
+    xp, (o, i) = namespace(left.inputs), weights.shape
+    (left, left_lengths), (right, right_lengths) = left.unit(), right.unit()
+    rows, columns = (a * b for a, b in zip(left.sizes(), right.sizes(), strict=True))
+    tolerance = epsilon(left.inputs) ** 0.65
+    found = low_rank(weights, rows, columns, tolerance, o * i // (o + i))
+    if found is None:
+        return None
+    scores = _by_rank(left, right, found)
+    for column in range(2):
+        scores = (
+            scores
+            * left_lengths[:, column, None]
+            * xp.matrix_transpose(right_lengths[:, column, None])
+        )
+    return scores
 
 
 def _by_rank(left: Factors, right: Factors, form: LowRank) -> Array:

@@ -14,6 +14,7 @@ Review 53, 2011).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,7 +58,9 @@ class LowRank:
 def low_rank(
     matrix: npt.NDArray[np.float64], rows: Array, columns: Array, tolerance: float, most: int
 ) -> LowRank | None:
-    """Return the weighted low-rank form of `matrix`, or None where its rank would exceed `most`.
+    """Return the weighted low-rank form of `matrix`; None where its rank would exceed `most`.
+
+    None as well where a number is NaN or infinite.
 
     Args:
         matrix: `W`, `(o, i')`, on the host.
@@ -70,6 +73,8 @@ def low_rank(
     rows, columns = widen(rows), widen(columns)
     weighted = rows[:, None] * from_host(matrix, rows) * columns
     total = read_float(xp.linalg.vector_norm(weighted))
+    if not math.isfinite(total):
+        return None
     if total == 0.0:
         return LowRank(xp.zeros_like(like[None, :]), xp.astype(columns[None, :] * 0.0, like.dtype))
     found = _truncated(weighted, tolerance * total, most)

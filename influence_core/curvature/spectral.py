@@ -29,8 +29,15 @@ _ROUNDING = 10.0
 def spectral_product(vectors: Array, weights: npt.NDArray[Any], rest: float, rows: Array) -> Array:
     """Return `rows · (Vᵀ diag(weights) V + rest · (I - VᵀV))`; `V`, `(r, d)`, orthonormal rows."""
     columns = namespace(vectors).matrix_transpose(vectors)
-    within = ((rows @ columns) * from_host(weights - rest, rows)) @ vectors
-    return within + rows * rest if rest else within
+    inner = rows @ columns
+    within = (inner * from_host(weights, rows)) @ vectors
+    if not rest:
+        return within
+    # what lies outside is formed before it is divided by a small λ, and twice: after the first time
+    # a part of what lies within is left, by rounding
+    outside = rows - inner @ vectors
+    outside = outside - (outside @ columns) @ vectors
+    return within + outside * rest
 
 
 @dataclass(frozen=True)
@@ -84,12 +91,14 @@ class LowRankInverse(Inverse):
         vectors: orthonormal eigenvectors as rows, `(r, d)`.
         complement: whether what is orthogonal to `V` is divided by λ, or dropped.
         block: the name of the block, for messages.
+        indefinite: whether the matrix that `V Λ Vᵀ` stands for was seen to be indefinite.
     """
 
     values: npt.NDArray[np.float64]
     vectors: Array
     complement: bool
     block: str
+    indefinite: bool = False
 
     def solve(self, rows: Array, regularization: float) -> Solution:
         """Return the solutions for `rows`, `(k, d)`.
@@ -105,6 +114,7 @@ class LowRankInverse(Inverse):
         weights = 1.0 / (self.values + regularization)
         answer = spectral_product(self.vectors, weights, rest, rows)
         image = spectral_product(self.vectors, self.values, 0.0, answer)
+        condition = replace(condition, indefinite=condition.indefinite or self.indefinite)
         return Solution(answer, condition.report(rows - image - answer * regularization))
 
     def on(self, problem: Problem, exchange: Exchange) -> LowRankInverse:

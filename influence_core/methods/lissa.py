@@ -167,7 +167,7 @@ class LissaInverse(Inverse):
         scale = self.settings.scale
         if scale is None:
             assert self.largest is not None  # prepare has estimated it
-            margin = _ONE_BATCH if self.pairs is not None and len(self.pairs) == 1 else _SEVERAL
+            margin = _ONE_BATCH if self.curvature.objective.batch_count == 1 else _SEVERAL
             scale = margin * (self.largest + regularization) or 1.0
         return Recursion(float(self.settings.dampen), float(scale), float(self.settings.rtol))
 

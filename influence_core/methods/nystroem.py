@@ -54,4 +54,10 @@ class NystroemSketch(Method):
         sketch = sketch_curvature(
             curvature, self.rank, self.seed, f"NystroemSketch(rank={self.rank})", consequence
         )
-        return LowRankInverse(sketch.values, sketch.vectors, True, curvature.block.name)
+        return LowRankInverse(
+            sketch.values,
+            sketch.vectors,
+            complement=True,
+            block=curvature.block.name,
+            indefinite=sketch.clipped.size > 0,
+        )
