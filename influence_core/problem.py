@@ -275,6 +275,16 @@ class HasValues(Protocol):
 
 
 @runtime_checkable
+class BoundsMemory(Protocol):
+    """Says what a computation may hold; the core cuts batches to it where it forms large arrays."""
+
+    @property
+    def max_memory(self) -> int:
+        """Bytes that one product may hold."""
+        ...
+
+
+@runtime_checkable
 class Shelters(Protocol):
     """Needs surroundings for its arithmetic that the caller's may differ from."""
 

@@ -20,7 +20,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from functools import reduce
 
-from influence_core.arrays import masked_reciprocal, namespace, read_float, row_dots
+from influence_core.arrays import epsilon, masked_reciprocal, namespace, read_float, row_dots
 from influence_core.errors import ConditioningWarning, warn
 from influence_core.fitted import ByBlock, FittedInfluence, Reports, Training
 from influence_core.problem import Array, Batch
@@ -94,7 +94,7 @@ def point_weights(training: Training, batch: Batch, like: Array) -> Array | floa
 def _correction(leverage: Array) -> Array:
     """Return `1 / (1 - h)`, and 1 where the objective without the point has no minimum."""
     xp = namespace(leverage)
-    bounded = leverage < 1.0
+    bounded = leverage < 1.0 - epsilon(leverage) ** 0.5  # one, up to rounding, is one
     unbounded = leverage.shape[0] - int(read_float(xp.sum(xp.astype(bounded, leverage.dtype))))
     if unbounded:
         warn(

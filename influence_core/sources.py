@@ -15,8 +15,18 @@ import numpy as np
 
 from influence_core.arrays import Exchange, map_tree
 from influence_core.errors import CapabilityError
+from influence_core.layer_check import CHECKED, check_layers
 from influence_core.modes import LabelKind
-from influence_core.problem import Array, Batch, HasLayers, Labels, LayerStatistics, Problem, Tree
+from influence_core.problem import (
+    Array,
+    Batch,
+    HasLayers,
+    Labels,
+    Layer,
+    LayerStatistics,
+    Problem,
+    Tree,
+)
 
 
 @dataclass
@@ -39,6 +49,8 @@ class Points:
 
         Raises:
             CapabilityError: the backend does not show its layers.
+            NotImplementedLayerRepresentationException: the gradients of the first points are not
+                what their layers say.
         """
         if not isinstance(self.problem, HasLayers):
             raise CapabilityError(
@@ -46,12 +58,27 @@ class Points:
                 "needs gradients only, such as Cg."
             )
         labels = Labels(LabelKind.GIVEN, lambda positions: np.zeros((1, 0, positions)))
-        found = self.problem.layer_statistics(self.batch, list(self.problem.layers()), labels)
+        layers = self.problem.layers()
+        found = self.problem.layer_statistics(self.batch, list(layers), labels)
+        if self.batch.size > 1:  # one point cannot be taken for another
+            self._check(layers, found)
         carry = self.exchange.to_solver
         return {
             name: LayerStatistics(carry(each.inputs), carry(each.output_gradients))
             for name, each in found.items()
         }
+
+    @cached_property
+    def first(self) -> Points:
+        """The first point alone: it shows what all of them will take."""
+        return Points(self.problem, self.batch[0:1], self.exchange)
+
+    def _check(self, layers: Mapping[str, Layer], found: Mapping[str, LayerStatistics]) -> None:
+        own = {name for layer in layers.values() for name in (layer.weight, layer.bias)}
+        names = [name for name in self.problem.parameters if name in own]
+        few = self.batch[: min(CHECKED, self.batch.size)]
+        rows = self.problem.gradients(few, names)
+        check_layers(self.batch.size, rows, names, self.problem.parameters, layers, found)
 
 
 @dataclass

@@ -16,7 +16,8 @@ class ArnoldiInfluence(TorchInfluence):
     """Influence functions from the eigenpairs of the curvature that are largest in absolute value.
 
     `x = V (D + λ)⁻¹ Vᵀ b` drops what is orthogonal to the `rank` eigenvectors; `use_woodbury=True`
-    divides that part by λ, which makes the answer the exact inverse of `V D Vᵀ + λI`. Any λ after `fit` is free. `rank ≥ d` is exact.
+    divides that part by λ, which makes the answer the exact inverse of `V D Vᵀ + λI`. Any λ after
+    `fit` is free. `rank ≥ d` is exact.
 
     Args:
         model: the trained module, in eval mode. It is copied by `fit` and stays untouched.

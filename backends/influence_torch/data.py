@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -107,20 +107,21 @@ class RandomStates:
 
     def __init__(self, loader: Any = None) -> None:
         """Read them all."""
-        self._restorers: list[tuple[Callable[[Any], object], Any]] = [
-            (random.setstate, random.getstate()),
-            (np.random.set_state, np.random.get_state()),  # noqa: NPY002 - kept, not drawn from
-            (torch.set_rng_state, torch.get_rng_state()),
-        ]
-        if torch.cuda.is_initialized():
-            self._restorers.append((torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all()))
-        for generator in _generators(loader):
-            self._restorers.append((generator.set_state, generator.get_state()))
+        self._python = random.getstate()
+        self._numpy = np.random.get_state()  # noqa: NPY002 - kept, not drawn from
+        self._torch = torch.get_rng_state()
+        self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+        self._own = [generator.get_state() for generator in _generators(loader)]
 
-    def restore(self) -> None:
-        """Put every generator back."""
-        for restore, state in self._restorers:
-            restore(state)
+    def restore(self, loader: Any = None) -> None:
+        """Put every generator back; `loader` is the one whose generators were read."""
+        random.setstate(self._python)
+        np.random.set_state(self._numpy)  # noqa: NPY002
+        torch.set_rng_state(self._torch)
+        if self._cuda is not None:
+            torch.cuda.set_rng_state_all(self._cuda)
+        for generator, state in zip(_generators(loader), self._own, strict=False):
+            generator.set_state(state)
 
 
 @contextmanager
@@ -131,19 +132,23 @@ def untouched_random_state(loader: Any = None) -> Iterator[None]:
         try:
             yield
         finally:
-            states.restore()
+            states.restore(loader)
 
 
-def read_untouched(loader: Any) -> Iterator[Any]:
+def read_untouched(loader: Any, start: RandomStates | None = None) -> Iterator[Any]:
     """Yield what `loader` does; outside of it no generator moves, inside they move on as usual.
 
     One pass over any DataLoader draws from torch's global generator; datasets may draw from others.
+
+    Args:
+        loader: an iterable.
+        start: the states that the pass starts from; None for the present ones.
     """
-    iterator = inside = None
+    iterator, inside = None, start
     while True:
         with untouched_random_state(loader):
             if inside is not None:
-                inside.restore()
+                inside.restore(loader)
             iterator = iter(loader) if iterator is None else iterator
             try:
                 item = next(iterator)

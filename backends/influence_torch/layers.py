@@ -119,13 +119,25 @@ def perturbed(snapshot: Snapshot, layers: Iterable[str], x: Any, epsilon: Point)
 
 
 def joined(parts: Sequence[Mapping[str, LayerStatistics]]) -> dict[str, LayerStatistics]:
-    """Return the statistics of all points from those of parts of them."""
+    """Return the statistics of all points from those of parts of them.
+
+    Raises:
+        NotImplementedLayerRepresentationException: a layer has other positions in other parts.
+    """
     if len(parts) == 1:
         return dict(parts[0])
+    for name in parts[0]:
+        positions = sorted({part[name].inputs.shape[1] for part in parts})
+        if len(positions) > 1:
+            raise NotImplementedLayerRepresentationException(
+                f"the layer {name!r} meets {positions} positions in different parts of a batch, "
+                "which is cut to fit into `max_memory`. Let the model keep all positions, or raise "
+                "`max_memory`."
+            )
     return {
         name: LayerStatistics(
-            _along_points([part[name].inputs for part in parts]),
-            _along_points([part[name].output_gradients for part in parts]),
+            torch.cat([part[name].inputs for part in parts]),
+            torch.cat([part[name].output_gradients for part in parts], dim=1),
         )
         for name in parts[0]
     }
@@ -178,12 +190,6 @@ def _by_point(inputs: Tensor, name: str, size: int) -> Tensor:
             "points to the front in the model, or freeze its parameters."
         )
     return inputs.reshape(size, -1, inputs.shape[-1])
-
-
-def _along_points(parts: Sequence[Tensor]) -> Tensor:
-    """Join `(…, n, s, f)`; positions that some points do not have are zeros."""
-    most = max(part.shape[-2] for part in parts)
-    return torch.cat([_padded(part, most) for part in parts], dim=-3)
 
 
 def _padded(tensor: Tensor, least: int) -> Tensor:

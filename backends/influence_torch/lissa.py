@@ -30,7 +30,7 @@ class LissaInfluence(TorchInfluence):
             that converges.
         rtol: a row stops when a step changes it by less than this part of its length.
         progress: show a progress bar.
-        warn_on_max_iteration: warn where a row has not stopped; False logs at DEBUG instead.
+        warn_on_max_iteration: warn where a row has not converged; False logs at DEBUG instead.
         block_structure: a `BlockMode`, or an ordered mapping block name -> parameter names.
         second_order_mode: which curvature `C` is inverted.
         seed: of the order of the batches. Which points a batch has is up to the loader: one that

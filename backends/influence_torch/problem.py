@@ -25,6 +25,7 @@ from influence_core.methods.base import check_positive_integer
 from influence_core.modes import LabelKind
 from influence_core.problem import Labels, Layer, LayerStatistics
 from influence_torch.data import (
+    RandomStates,
     TorchBatch,
     check_finite,
     leaves,
@@ -98,11 +99,17 @@ class TorchProblem:
         self._memory = max_memory or _DEFAULT_MEMORY
         self._looped: set[str] = set()
         self._checked = False
+        self._first: tuple[Any, RandomStates] | None = None
 
     @property
     def reference(self) -> Tensor:
         """A parameter of the snapshot, in the dtype of the computation."""
         return next(iter(self._snapshot.parameters.values()))
+
+    @property
+    def max_memory(self) -> int:
+        """Bytes that a product may hold."""
+        return self._memory
 
     @property
     def parameters(self) -> Mapping[str, tuple[int, ...]]:
@@ -115,8 +122,15 @@ class TorchProblem:
         return make_batch(data, self._snapshot.device, ours if own != ours else None)
 
     def batches(self, data: Any) -> Iterator[TorchBatch]:
-        """Return the batches of a loader; no random generator is changed by reading them."""
-        return (self.batch(pair) for pair in read_untouched(data))
+        """Return the batches of a loader; no random generator is changed by reading them.
+
+        The data that is read first, by `fit`, is read from the same random states ever after: a
+        loader that shuffles and drops its last batch, or augments, yields the same points again.
+        """
+        if self._first is None:
+            self._first = data, RandomStates(data)
+        start = self._first[1] if data is self._first[0] else None
+        return (self.batch(pair) for pair in read_untouched(data, start))
 
     def indexed(self, data: Any) -> Sequence[Any] | None:
         """Return the pairs of a list, or of a loader with a map-style data set, in any order."""

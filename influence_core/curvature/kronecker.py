@@ -11,6 +11,7 @@ Kronecker-factored eigenbasis, NeurIPS 2018. Products across layers count as zer
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,13 +19,31 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from influence_core.arrays import Exchange, device, epsilon, from_host, move, namespace, zeros
+from influence_core.arrays import (
+    Exchange,
+    device,
+    epsilon,
+    from_host,
+    move,
+    namespace,
+    row_norms,
+    to_host,
+    zeros,
+)
 from influence_core.curvature.inverse import Inverse, Solution, SolveReport, closed_form_report
 from influence_core.curvature.kronecker_scores import Factors, layer_scores, self_scores
 from influence_core.curvature.layers import LayerColumns, join_columns
-from influence_core.curvature.spectral import Condition, check_condition
+from influence_core.errors import ConditioningWarning, warn
+from influence_core.memory import parts_of
 from influence_core.problem import Array, LayerStatistics, Problem
 from influence_core.sources import GradientSource
+
+Host = npt.NDArray[np.float64]
+
+# sums over the data are off by some such rounding units of the largest eigenvalue
+_ROUNDING = 100.0
+# the factors as the model gives them, and rotated
+_COPIES = 2
 
 
 @dataclass(frozen=True)
@@ -41,7 +60,7 @@ class KroneckerLayer:
     columns: LayerColumns
     inputs: Array
     outputs: Array
-    values: npt.NDArray[np.float64]
+    values: Host
 
     def scale(self, rows: Array, weights: Array) -> dict[int, Array]:
         """Return `Q_Sᵀ ((Q_S M Q_Aᵀ) ∘ weights) Q_A` by columns; `M` from rows `(k, d)`."""
@@ -66,7 +85,7 @@ class KroneckerLayer:
 
 @dataclass(frozen=True)
 class KroneckerInverse(Inverse):
-    """The exact inverse of `C + λI` for a `C` that is Kronecker-factored, layer by layer.
+    """The exact (pseudo-)inverse of `C + λI` for a `C` that is Kronecker-factored, layer by layer.
 
     Residuals in a report are those of the approximated `C`.
 
@@ -78,74 +97,94 @@ class KroneckerInverse(Inverse):
     layers: tuple[KroneckerLayer, ...]
     block: str
 
-    @property
-    def values(self) -> npt.NDArray[np.float64]:
-        """All eigenvalues of `C`, on the host, `(d,)`, layer by layer."""
-        return np.concatenate([layer.values.ravel() for layer in self.layers])
-
     def solve(self, rows: Array, regularization: float) -> Solution:
         """Return `(C + λI)⁻¹ rows`, `(k, d)`.
 
         Warns:
-            ConditioningWarning: `C + λI` is singular to working precision.
-
-        Raises:
-            SingularCurvatureError: an eigenvalue of `C + λI` is exactly zero.
+            ConditioningWarning: eigenvalues of `C + λI` are zero to working precision. What rows
+                have in their directions is left out: the softmax, for one, ignores a common shift
+                of its inputs, and has no gradient along it either.
         """
-        condition = self._condition(regularization)
-        damped = [layer.values + regularization for layer in self.layers]
-        answer = self.scale(rows, [from_host(1.0 / values, rows) for values in damped])
-        image = self.scale(answer, [from_host(values, rows) for values in damped])
-        return Solution(answer, condition.report(rows - image))
+        weights, regular = self._damped_inverse(regularization)
+        answer = self.scale(rows, [from_host(weight, rows) for weight in weights])
+        damped = [from_host(layer.values + regularization, rows) for layer in self.layers]
+        norms = to_host(row_norms(rows - self.scale(answer, damped)))
+        return Solution(answer, closed_form_report(norms, reliable=regular))
 
     def scores(
         self, left: GradientSource, right: GradientSource, regularizations: Sequence[float]
     ) -> tuple[Array, Sequence[SolveReport | None]]:
         """Return `left (C + λI)⁻¹ rightᵀ` for every λ, `(r, m, n)`, with the reports.
 
-        The gradients are never formed: see `kronecker_scores`. Nothing is solved, and the residuals
-        in the reports are zero.
+        The gradients are not formed where what the layers see is smaller, and fits into memory: see
+        `kronecker_scores`. Nothing is solved then, and the residuals in the reports are zero.
 
         Warns:
-            ConditioningWarning: `C + λI` is singular to working precision.
-
-        Raises:
-            SingularCurvatureError: an eigenvalue of `C + λI` is exactly zero.
+            ConditioningWarning: as in `solve`.
         """
-        reports = [self._report(min(left.size, right.size), value) for value in regularizations]
+        if not (self._by_factors(left) and self._by_factors(right)):
+            return super().scores(left, right, regularizations)
+        inverses = [self._damped_inverse(value) for value in regularizations]
         totals = [zeros((left.size, right.size), self.layers[0].inputs) for _ in regularizations]
-        for layer in self.layers:
+        for index, layer in enumerate(self.layers):
             name = layer.columns.name
             sides = layer.factors(left.factors[name]), layer.factors(right.factors[name])
             totals = [
-                total + layer_scores(*sides, 1.0 / (layer.values + value))
-                for total, value in zip(totals, regularizations, strict=True)
+                total + layer_scores(*sides, weights[index])
+                for total, (weights, _) in zip(totals, inverses, strict=True)
             ]
+        nothing = np.zeros(min(left.size, right.size))
+        reports = [closed_form_report(nothing, reliable=regular) for _, regular in inverses]
         return namespace(totals[0]).stack(totals), reports
 
     def self_scores(
         self, source: GradientSource, regularization: float
     ) -> tuple[Array, SolveReport | None]:
-        """Return `⟨rows (C + λI)⁻¹, rows⟩`, `(n,)`, without the rows."""
-        report = self._report(source.size, regularization)
+        """Return `⟨rows (C + λI)⁻¹, rows⟩`, `(n,)`, without the rows where that is cheaper."""
+        if not self._by_factors(source):
+            return super().self_scores(source, regularization)
+        weights, regular = self._damped_inverse(regularization)
         scores = [
-            self_scores(
-                layer.factors(source.factors[layer.columns.name]),
-                1.0 / (layer.values + regularization),
-            )
-            for layer in self.layers
+            self_scores(layer.factors(source.factors[layer.columns.name]), weight)
+            for layer, weight in zip(self.layers, weights, strict=True)
         ]
+        report = closed_form_report(np.zeros(source.size), reliable=regular)
         return sum(scores[1:], start=scores[0]), report
 
-    def _report(self, count: int, regularization: float) -> SolveReport:
-        condition = self._condition(regularization)
-        return closed_form_report(
-            np.zeros(count), reliable=condition.regular, indefinite=condition.indefinite
+    def _by_factors(self, source: GradientSource) -> bool:
+        """Tell whether what the layers see is less than gradients, and fits into memory."""
+        one = source.points.first.factors
+        seen = [one[layer.columns.name] for layer in self.layers]
+        numbers = sum(
+            each.inputs.shape[1] * (each.inputs.shape[2] + each.output_gradients.shape[3])
+            for each in seen
         )
+        less = numbers <= sum(layer.values.size for layer in self.layers)
+        held = sum(
+            math.prod(each.inputs.shape) + math.prod(each.output_gradients.shape)
+            for each in one.values()
+        )
+        parts = parts_of(source.points.problem, source.points.batch, _COPIES * held)
+        return less and len(list(parts)) == 1
 
-    def _condition(self, regularization: float) -> Condition:
-        eps = epsilon(self.layers[0].inputs)
-        return check_condition(self.values, regularization, eps, self.block)
+    def _damped_inverse(self, regularization: float) -> tuple[list[Host], bool]:
+        """Return `1/(Λ + λ)` of every layer, and whether none of it had to be left out."""
+        weights, null, size = [], 0, 0
+        for layer in self.layers:
+            damped = layer.values + regularization
+            rounding = _ROUNDING * epsilon(layer.inputs) * damped.max()
+            zero = damped <= rounding
+            weights.append(np.where(zero, 0.0, 1.0 / np.where(zero, 1.0, damped)))
+            null, size = null + int(zero.sum()), size + damped.size
+        if null:
+            warn(
+                f"`C + λI`{f' of block {self.block!r}' if self.block else ''} with "
+                f"λ={regularization:g} is singular to working precision: {null} of its {size} "
+                "eigenvalues are zero up to rounding. What a gradient has in their directions is "
+                "left out; use a positive `regularization`.",
+                ConditioningWarning,
+            )
+        return weights, not null
 
     def scale(self, rows: Array, weights: Sequence[Array]) -> Array:
         """Return `rows · f(C)`, `(k, d)`, for weights `f(Λ)`, `(o, i')` for each layer."""

@@ -9,26 +9,29 @@ homogeneous inputs `a'` and output gradients `g` at `s` shared positions:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from influence_core.arrays import namespace, ones, uniforms, zeros
+from influence_core.arrays import map_tree, namespace, ones, uniforms, zeros
 from influence_core.curvature.kronecker import KroneckerLayer
-from influence_core.curvature.layer_check import check_layers
 from influence_core.curvature.layers import homogeneous
 from influence_core.errors import CapabilityError
+from influence_core.layer_check import CHECKED, check_layers
+from influence_core.memory import parts_of
 from influence_core.modes import LabelKind
 from influence_core.objective import Objective, point_shares
 from influence_core.problem import Array, Batch, HasLayers, Labels, Layer, LayerStatistics, Tree
 
 _Statistics: TypeAlias = Mapping[str, LayerStatistics]
 
-# the points of the first batch whose gradients are compared with what the layers say
-_CHECKED = 4
+# what is held beside the statistics: weighted and rotated copies of a layer's share, and the
+# gradients in the outputs while they are computed
+_COPIES = 3
 
 # the most numbers of per-sample gradients that are formed at once, where positions are shared
 _ENTRIES = 2**22
@@ -89,55 +92,69 @@ class LayerData:
         A layer without a bias has `A`, `(i, i)`.
 
         Raises:
-            NotImplementedLayerRepresentationException: on the first points, the gradient of one of
-                the `parameters` is not the one that its layer says.
+            NotImplementedLayerRepresentationException: on a few points of every batch, the gradient
+                of one of the `parameters` is not the one that its layer says.
         """
         layers = self.problem.layers()
 
-        def of_batch(batch: Batch, statistics: _Statistics) -> Tree:
-            shares = self._shares(batch)
+        def of_points(statistics: _Statistics, shares: Array) -> Tree:
             return {name: _moments(layers[name], statistics[name], shares) for name in self.names}
 
         answer: dict[str, tuple[Array, Array]]
-        answer = self._mean(of_batch, lambda batch: self._check(batch, parameters))
+        answer = self._mean(of_points, lambda batch: self._check(batch, parameters))
         return answer
 
     def mean_squares(self, layers: Sequence[KroneckerLayer]) -> list[Array]:
         """Return `Λ`, `(o, i')`, of every layer in its eigenbasis; one pass over the data."""
 
-        def of_batch(batch: Batch, statistics: _Statistics) -> Tree:
-            shares = self._shares(batch)
+        def of_points(statistics: _Statistics, shares: Array) -> Tree:
             return [_mean_squares(each, statistics[each.columns.name], shares) for each in layers]
 
-        answer: list[Array] = self._mean(of_batch)
+        answer: list[Array] = self._mean(of_points)
         return answer
 
     def _mean(
         self,
-        per_batch: Callable[[Batch, _Statistics], Tree],
-        at_first: Callable[[Batch], None] = lambda _: None,
+        of_points: Callable[[_Statistics, Array], Tree],
+        inspect: Callable[[Batch], None] = lambda _: None,
     ) -> Tree:
-        problem, seen = self.problem, 0
+        """Return the mean over the data of sums over points, a part of a batch at a time."""
+        seen = 0
 
         def of_batch(batch: Batch) -> Tree:
             nonlocal seen
-            if seen == 0:
-                at_first(batch)
-            labels = self.labels.of_points(seen, batch.size)
-            answer = per_batch(batch, problem.layer_statistics(batch, self.names, labels))
+            if seen == 0 or batch.size > 1:  # a single point shows little: one such is enough
+                inspect(batch)
+            shares, total = self._shares(batch), None
+            for part in self._parts(batch):
+                term = of_points(self._statistics(batch, part, seen), shares[part])
+                total = term if total is None else map_tree(_add, total, term)
             seen += batch.size
             self.step()
-            return answer
+            return total
 
         return self.objective.reduce(of_batch)
 
+    def _statistics(self, batch: Batch, part: slice, first: int) -> _Statistics:
+        points = batch[part]
+        labels = self.labels.of_points(first + part.start, points.size)
+        return self.problem.layer_statistics(points, self.names, labels)
+
+    def _parts(self, batch: Batch) -> Iterator[slice]:
+        """Yield slices of the batch whose statistics, and what is made of them, fit into memory."""
+        one = self._statistics(batch, slice(0, 1), 0)
+        held = (each for seen in one.values() for each in (seen.inputs, seen.output_gradients))
+        numbers = _COPIES * sum(math.prod(each.shape) for each in held)
+        return parts_of(self.objective.problem, batch, numbers)
+
     def _check(self, batch: Batch, parameters: Sequence[str]) -> None:
-        few = batch[: min(_CHECKED, batch.size)]
+        few = batch[: min(CHECKED, batch.size)]
         labels = replace(self.labels, kind=LabelKind.GIVEN).of_points(0, few.size)
         statistics = self.problem.layer_statistics(few, self.names, labels)
-        known = self.problem.layers()
+        known, problem = self.problem.layers(), self.objective.problem
         layers = {name: known[name] for name in self.names}
-        check_layers(self.objective.problem, few, layers, statistics, parameters)
+        rows = problem.gradients(few, parameters)
+        check_layers(few.size, rows, parameters, problem.parameters, layers, statistics)
 
     def _shares(self, batch: Batch) -> Array:
         """Return the part of the batch's mean that each point has, `(n,)`."""
@@ -198,3 +215,7 @@ def _squares_of_sums(a: Array, g: Array, shares: Array) -> Array:
             squares = gradients * gradients
             total = total + xp.tensordot(shares[start:stop], squares, axes=((0,), (0,)))
     return total
+
+
+def _add(a: Array, b: Array) -> Array:
+    return a + b

@@ -8,12 +8,12 @@ where the weight is not. The gradient of a point is then `Σ_s g_s ⊗ a'_s`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from influence_core.arrays import namespace, ones
 from influence_core.blocks import Block
-from influence_core.errors import NotImplementedLayerRepresentationException
+from influence_core.layer_check import unfactored, weight_columns
 from influence_core.problem import Array, Layer
 
 
@@ -67,13 +67,6 @@ class LayerColumns:
         return pieces
 
 
-def weight_columns(matrices: Array, layer: Layer) -> Array:
-    """Return the columns of a layer's weight, `(k, o·i)`, from matrices `W`, `(k, o, i)`."""
-    xp = namespace(matrices)
-    own = xp.matrix_transpose(matrices) if layer.transposed else matrices
-    return xp.reshape(own, (matrices.shape[0], layer.outputs * layer.inputs))
-
-
 def homogeneous(inputs: Array, layer: Layer) -> Array:
     """Return `[a, 1]`, `(…, i + 1)`, from `a`, `(…, i)`; `a` for a layer without a bias."""
     if layer.bias is None:
@@ -116,17 +109,7 @@ def _check_owners(block: Block, layers: Mapping[str, Layer]) -> None:
     owned = [name for layer in layers.values() for name in (layer.weight, layer.bias)]
     without = [name for name in block.names if owned.count(name) == 0]
     if without:
-        raise unfactored(without, "belongs to none that can be factored")
+        raise unfactored(without, "of no such layer")
     shared = [name for name in block.names if owned.count(name) > 1]
     if shared:
-        raise unfactored(shared, "is shared by several")
-
-
-def unfactored(names: Sequence[str], fault: str) -> NotImplementedLayerRepresentationException:
-    """Return the exception that says which parameters EK-FAC cannot serve, and the way out."""
-    listed = ", ".join(map(repr, names))
-    return NotImplementedLayerRepresentationException(
-        f"EK-FAC needs every parameter to belong to one affine layer; {listed} {fault}. Freeze it "
-        "(in torch with requires_grad_(False)), leave it out with `block_structure`, or use "
-        "another method, such as Cg."
-    )
+        raise unfactored(shared, "shared by several layers")

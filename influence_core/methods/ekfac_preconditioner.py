@@ -67,7 +67,7 @@ class _Ekfac(PreparedPreconditioner):
 
     def at(self, regularization: float) -> Callable[[Array], Array]:
         like = self.inverse.layers[0].outputs
-        largest = self.inverse.values.max() + regularization
+        largest = max(layer.values.max() for layer in self.inverse.layers) + regularization
         floor = _ROUNDING * epsilon(like) * largest or 1.0
         weights = [
             from_host(1.0 / np.maximum(layer.values + regularization, floor), like)

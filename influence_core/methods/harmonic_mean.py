@@ -11,11 +11,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from influence_core.arrays import Exchange, namespace
+from influence_core.arrays import Exchange, namespace, ones
 from influence_core.curvature import Curvature, Inverse, Solution, closed_form_report
+from influence_core.memory import parts_of
 from influence_core.methods.base import Method
 from influence_core.objective import point_shares
 from influence_core.problem import Array, Batch, Problem
+
+# per-sample gradients, and one scaled copy of them
+_COPIES = 2
 
 
 @dataclass(frozen=True)
@@ -64,8 +68,13 @@ class HarmonicMeanInverse(Inverse):
 
     def _drop(self, batch: Batch, scaled: Array, inverse: Array | float) -> Array:
         """Return the batch's mean of `D⁻¹gᵢ ⟨gᵢ, D⁻¹b⟩ / (1 + ⟨gᵢ, D⁻¹gᵢ⟩)`, `(k, d)`."""
-        gradients = self.curvature.problem.gradients(batch, self.curvature.block.names)
-        xp = namespace(gradients)
-        turned = gradients * inverse
-        weights = point_shares(batch, gradients) / (1.0 + xp.vecdot(gradients, turned, axis=-1))
-        return ((scaled @ xp.matrix_transpose(gradients)) * weights) @ turned
+        problem, block = self.curvature.problem, self.curvature.block
+        shares = ones((batch.size,), scaled) * point_shares(batch, scaled)
+        total = scaled * 0.0
+        for part in parts_of(problem, batch, _COPIES * block.size):
+            gradients = problem.gradients(batch[part], block.names)
+            xp = namespace(gradients)
+            lengths = xp.vecdot(gradients, gradients * inverse, axis=-1)
+            weights = shares[part] / (1.0 + lengths)
+            total = total + ((scaled @ xp.matrix_transpose(gradients)) * weights) @ gradients
+        return total * inverse

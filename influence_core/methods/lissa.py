@@ -48,8 +48,12 @@ _LOGGER = logging.getLogger(__name__)
 # what `scale=None` takes times the largest norm of a batch's matrix: over one half, as far as the
 # norm may be underestimated; with several batches the smallest at which their noise stays small
 _ONE_BATCH, _SEVERAL = 0.65, 1.5
-# the largest residual of a row that has converged, relative to the right-hand side
-_SOLVED = 0.1
+# time constants of the slowest direction, of eigenvalue λ, that shall fit into `maxiter`: a larger
+# scale makes less noise, as long as the iteration comes to an end
+_TIME_CONSTANTS = 3.0
+# residuals relative to the right-hand side: the largest of a row that stopped by its change, and
+# the one that counts as solved however much the noise of the batches still moves the row
+_STOPPED, _SOLVED = 0.1, 0.01
 
 
 @dataclass(frozen=True)
@@ -67,8 +71,9 @@ class Lissa(Method):
         dampen: from 0 to 1; adds `dampen · scale` to λ.
         scale: what the curvature is divided by. It must be more than half the largest eigenvalue of
             `C_batch + λI` for every batch. None estimates the largest norm `μ` of the batches'
-            matrices in `fit`, by a few products with each, and takes `1.5 (μ + λ)` at every λ, for
-            a single batch `0.65 (μ + λ)`.
+            matrices in `fit`, by a few products with each, and takes `0.65 (μ + λ)` for a single
+            batch; for several, whose noise a larger one averages out, the larger one of
+            `1.5 (μ + λ)` and `λ · maxiter / 3`.
         rtol: relative change of a row at which it stops.
         progress: show a progress bar.
         warn_on_max_iteration: warn where a row has not converged; False logs at DEBUG instead.
@@ -167,8 +172,12 @@ class LissaInverse(Inverse):
         scale = self.settings.scale
         if scale is None:
             assert self.largest is not None  # prepare has estimated it
-            margin = _ONE_BATCH if self.curvature.objective.batch_count == 1 else _SEVERAL
-            scale = margin * (self.largest + regularization) or 1.0
+            size, steps = self.largest + regularization, self.settings.maxiter
+            if self.curvature.objective.batch_count == 1:
+                scale = _ONE_BATCH * size
+            else:
+                scale = max(_SEVERAL * size, regularization * steps / _TIME_CONSTANTS)
+            scale = scale or 1.0
         return Recursion(float(self.settings.dampen), float(scale), float(self.settings.rtol))
 
     def _iterate(self, recursion: Recursion, b: Array, regularization: float) -> Iterate:
@@ -210,7 +219,7 @@ class LissaInverse(Inverse):
         return SolveReport(
             iterations=to_host(state.iterations).astype(np.int64),
             residual_norms=norms,
-            converged=~to_host(state.active) & (norms <= _SOLVED),
+            converged=np.where(to_host(state.active), norms <= _SOLVED, norms <= _STOPPED),
             negative_curvature=to_host(row_dots(x, product) < row_dots(x, x) * -rounding),
         )
 
@@ -271,9 +280,8 @@ def _explain(report: SolveReport, scale: float) -> str:
             "(GENERALIZED_GAUSS_NEWTON)."
         )
     return message + (
-        "Raise `maxiter`. A smaller `scale` needs fewer steps, a larger one or larger batches make "
-        "less noise; scale=None finds the smallest safe one. Or raise `regularization` or `rtol`: "
-        "the noise of several batches keeps changes above a small `rtol`."
+        "Raise `maxiter`: a larger `scale` makes less noise and needs more steps. Larger batches "
+        "make less noise, too, and a larger `regularization` needs fewer steps."
     )
 
 

@@ -401,8 +401,9 @@ def test_gradients_that_overflow_are_refused(together):
 def test_curvature_that_overflows_stops_the_solve(together):
     setting = make_setting("least_squares")
     x, y = setting.train
-    with np.errstate(all="ignore"), pytest.warns(ConvergenceWarning, match=r"after [01] steps"):
+    with np.errstate(all="ignore"):
         model = influence(setting, tight(solve_simultaneously=together)).fit([(1e200 * x, y)])
+    with np.errstate(all="ignore"), pytest.warns(ConvergenceWarning, match=r"after [01] steps"):
         got = model.apply_inverse(random_rows(model, 2))
     assert not got.any()
     assert not model.report.converged.any()

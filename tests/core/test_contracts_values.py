@@ -10,6 +10,7 @@ from namespaces import NUMPY
 from problems import FEW, INPUTS, MANY, N, make_setting
 
 from influence_core import ConditioningWarning, Ekfac
+from influence_core.layer_check import CHECKED
 from influence_core.testing import ClosedFormProblem
 
 cases = pytest.mark.parametrize("case", CASES)
@@ -121,7 +122,8 @@ def test_influences_over_is_a_loop_of_calls(case, m, monkeypatch):
     got = model.influences_over(regularizations, *points)
     solved, other = sorted((m, N))
     if isinstance(case.make(NUMPY), Ekfac):  # both sides by what the layers saw, for all blocks
-        assert sorted(calls) == [("layer_statistics", solved), ("layer_statistics", other)]
+        passes = [call for call in calls if call != ("gradients", CHECKED)]  # few, to compare
+        assert sorted(passes) == [("layer_statistics", solved), ("layer_statistics", other)]
     else:
         each = [("gradients", solved), ("gradient_products", other)] * len(LAYERS)
         assert sorted(calls) == sorted(each)

@@ -5,10 +5,12 @@ import pytest
 from namespaces import NUMPY, NUMPY_FLOAT32, TORCH
 from problems import FEW, MANY, N, fitted, make_setting
 
-from influence_core import CapabilityError, Ekfac
+from influence_core import CapabilityError, Ekfac, NotImplementedLayerRepresentationException
 from influence_core.curvature import Inverse
 from influence_core.curvature.kronecker_scores import Factors, layer_scores, self_scores
 from influence_core.curvature.low_rank import low_rank
+from influence_core.layer_check import CHECKED
+from influence_core.problem import LayerStatistics
 
 LAMBDAS = [1e-3, 1e-1]
 
@@ -134,19 +136,37 @@ def test_all_blocks_share_one_pass_and_no_gradient_is_formed(monkeypatch):
         inside = getattr(kind, name)
 
         def call(self, *arguments):
-            calls.append(name)
+            calls.append((name, arguments[0].size))
             return inside(self, *arguments)
 
         return call
 
     for name in ("layer_statistics", "gradients", "gradient_products"):
         monkeypatch.setattr(kind, name, counted(name))
-    model.influences(*setting.test(), *setting.train)
-    assert calls == ["layer_statistics"] * 2
+
+    def once(size):
+        """A pass over all, one over a point for the memory, and some gradients to compare with."""
+        return [("layer_statistics", 1), ("layer_statistics", size), ("gradients", CHECKED)]
+
+    model.influences(*setting.test(6), *setting.train)
+    assert sorted(calls) == sorted(once(6) + once(N))
     calls.clear()
-    model.influences_over([1e-3, 1e-2, 1e-1], *setting.test())
+    model.influences_over([1e-3, 1e-2, 1e-1], *setting.test(6))
     model.self_influences(setting.loader(8))
-    assert calls == ["layer_statistics"] * (1 + 3)
+    assert sorted(calls) == sorted(once(6) + once(8) * 2 + once(7))
+
+
+@pytest.mark.parametrize("memory", [1, 10**4])
+def test_little_memory_takes_the_long_way(monkeypatch, memory):
+    """Rows of the smaller side then, a point of the larger at a time in the backend."""
+    setting = make_setting("tanh_cross_entropy")
+    want = fitted(setting, Ekfac(), regularization=1e-2)
+    got = fitted(setting, Ekfac(), regularization=1e-2, max_memory=memory)
+    kind = type(got._fitted.problem)
+    monkeypatch.setattr(kind, "max_memory", property(lambda self: memory), raising=False)
+    sides = (*setting.test(), *setting.train)
+    NUMPY.close(got.influences(*sides), want.influences(*sides), 1e-9)
+    NUMPY.close(got.self_influences(setting.loader()), want.self_influences(setting.loader()), 1e-9)
 
 
 def test_torch_tensors_stay_torch_tensors():
@@ -170,3 +190,44 @@ def test_a_source_without_layers():
     points = Points(Bare(), setting.problem().batch(setting.train), exchange_for(np.ones(1), None))
     with pytest.raises(CapabilityError, match="Bare offers no `layer_statistics`"):
         _ = points.factors
+
+
+def test_the_points_of_a_call_are_checked(monkeypatch):
+    """A fit on single points cannot see what a layer makes of several."""
+    setting = make_setting("tanh_cross_entropy")
+    model = fitted(setting, Ekfac(), regularization=1e-2, batch_size=1)
+    kind = type(model._fitted.problem)
+    inside = kind.layer_statistics
+
+    def mixed_up(self, batch, layers, labels):
+        found = inside(self, batch, layers, labels)
+        return {
+            name: LayerStatistics(np.flip(each.inputs, axis=0), each.output_gradients)
+            for name, each in found.items()
+        }
+
+    monkeypatch.setattr(kind, "layer_statistics", mixed_up)
+    with pytest.raises(NotImplementedLayerRepresentationException, match=r"'hidden\.weight'"):
+        model.influences(*setting.test(), *setting.train)
+
+
+def test_small_gradients_do_not_vanish():
+    _, _, factors = random_factors(NUMPY_FLOAT32, 6, 1, outputs=40, inputs=50)
+    tiny = Factors(factors.inputs, factors.gradients * np.float32(1e-14))
+    weights = damped(40, 50)
+    want = layer_scores(factors, factors, weights).astype(np.float64) * 1e-28
+    NUMPY.close(layer_scores(tiny, tiny, weights).astype(np.float64), want, 1e-4)
+
+
+def test_every_point_has_the_tolerance_whatever_its_length():
+    """Points of very different lengths: each column is right, not only the largest."""
+    library = NUMPY_FLOAT32
+    a, g, _ = random_factors(library, 40, 1, outputs=60, inputs=80)
+    lengths = 10.0 ** np.linspace(-6, 6, 40)[:, None, None]
+    factors = Factors(library.array(a * lengths), library.array(g * lengths))
+    weights = damped(60, 80, 1e-3)
+    want = np.einsum("mso,msi,oi,nto,nti->mn", g, a, weights, g, a)
+    got = layer_scores(factors, factors, weights).astype(np.float64)
+    got = got / (lengths[:, 0, 0, None] ** 2 * lengths[:, 0, 0] ** 2)
+    error = np.linalg.norm(got - want, axis=0) / np.linalg.norm(want, axis=0)
+    assert error.max() < 1e-3

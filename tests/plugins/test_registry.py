@@ -565,7 +565,7 @@ def test_find_backend_asks_the_default_registry():
 
 def test_example_passes_its_own_tests(install):
     example = Path(__file__).parents[2] / "examples" / "plugin"
-    install("influence-polynomial", "influence_polynomial.plugin")
+    install("influence-explicit", "influence_explicit.plugin")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(example), *sys.path])}
     options = ["-q", "-W", "error", "-p", "no:cacheprovider", "--import-mode=importlib"]
     command = [sys.executable, "-m", "pytest", *options, str(example / "tests")]

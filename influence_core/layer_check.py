@@ -11,48 +11,76 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from influence_core.arrays import epsilon, namespace, read_flag
-from influence_core.curvature.layers import unfactored, weight_columns
-from influence_core.problem import Array, Batch, Layer, LayerStatistics, Problem
+from influence_core.errors import NotImplementedLayerRepresentationException
+from influence_core.problem import Array, Layer, LayerStatistics
 
 # units of rounding that an output gradient may carry where the loss is of the order of one: those
 # of a point that is fitted well are small differences of numbers near one
 _ROUNDING = 64.0
 
 
+CHECKED = 4
+"""How many points are compared."""
+
+
 def check_layers(
-    problem: Problem,
-    batch: Batch,
+    points: int,
+    rows: Array,
+    names: Sequence[str],
+    parameters: Mapping[str, tuple[int, ...]],
     layers: Mapping[str, Layer],
     statistics: Mapping[str, LayerStatistics],
-    names: Sequence[str],
 ) -> None:
-    """Compare the gradients of some points with those that the statistics say.
+    """Compare the gradients of the first points with those that the statistics say.
 
     Args:
-        problem: the model and loss.
-        batch: the points.
+        points: the number of points that the layers should have seen.
+        rows: the gradients of the first of them, `(n, d)`.
+        names: the parameters that the columns stand for.
+        parameters: name to shape of all parameters.
         layers: the layers, by name.
         statistics: what they saw of the points, at the labels of the data.
-        names: the parameters to compare.
 
     Raises:
         NotImplementedLayerRepresentationException: they differ; it names the parameters.
     """
     rebuilt: dict[str, tuple[Array, Array]] = {}
     for name, layer in layers.items():
-        if statistics[name].inputs.shape[0] != batch.size:
-            own = [each for each in (layer.weight, layer.bias) if each and each in names]
-            seen = statistics[name].inputs.shape[0]
-            raise unfactored(own, f"meets {seen} points where the batch has {batch.size}")
-        rebuilt |= dict(_rebuilt(layer, statistics[name]))
-    rows, start, wrong = problem.gradients(batch, names), 0, []
+        own = [each for each in (layer.weight, layer.bias) if each and each in names]
+        seen = statistics[name].inputs.shape[0]
+        if seen != points:
+            raise unfactored(own, f"the layer meets {seen} points where the batch has {points}")
+        rebuilt |= dict(_rebuilt(layer, _first(statistics[name], rows.shape[0])))
+    start, wrong = 0, []
     for name in names:
-        stop = start + math.prod(problem.parameters[name])
+        stop = start + math.prod(parameters[name])
         if not _agree(rows[:, start:stop], *rebuilt[name]):
             wrong.append(name)
         start = stop
     if wrong:
-        raise unfactored(wrong, "has gradients that its layer's inputs and outputs do not explain")
+        fault = "the layer's inputs and output gradients do not explain the gradients"
+        raise unfactored(wrong, fault)
+
+
+def unfactored(names: Sequence[str], fault: str) -> NotImplementedLayerRepresentationException:
+    """Return the exception that says which parameters EK-FAC cannot serve, and the way out."""
+    return NotImplementedLayerRepresentationException(
+        f"EK-FAC needs every parameter to belong to one affine layer that can be factored. "
+        f"{', '.join(map(repr, names))}: {fault}. Freeze what does not fit with "
+        "requires_grad_(False), or use another method, such as Cg."
+    )
+
+
+def _first(statistics: LayerStatistics, count: int) -> LayerStatistics:
+    inputs, gradients = statistics.inputs, statistics.output_gradients
+    return LayerStatistics(inputs[:count, :, :], gradients[:, :count, :, :])
+
+
+def weight_columns(matrices: Array, layer: Layer) -> Array:
+    """Return the columns of a layer's weight, `(k, o·i)`, from matrices `W`, `(k, o, i)`."""
+    xp = namespace(matrices)
+    own = xp.matrix_transpose(matrices) if layer.transposed else matrices
+    return xp.reshape(own, (matrices.shape[0], layer.outputs * layer.inputs))
 
 
 def _rebuilt(
