@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
@@ -23,6 +23,7 @@ from influence_core.arrays import (
 from influence_core.blocks import Block
 from influence_core.curvature import Curvature, Inverse, SolveReport, join_reports
 from influence_core.errors import CapabilityError, DataError, NonFiniteError
+from influence_core.memory import points_in_memory
 from influence_core.objective import check_iterable, read_batches, validate
 from influence_core.optimality import Optimality
 from influence_core.problem import Array, Batch, HandsOver, Movable, Problem, Shelters, Tree
@@ -152,12 +153,10 @@ class FittedInfluence:
         check_iterable(data, "self_influences(loader)")
         scores: list[Array] = []
         reports: list[Reports] = []
-        for index, batch in enumerate(read_batches(self.problem, data), 1):
-            validate(self.problem, batch, f"self_influences(loader), batch {index}")
-            points = self._points(batch)
+        for group in self._groups(data):
             answers = [
                 self.inverses[b.name].self_scores(
-                    GradientSource(points, b.names), regularization[b.name]
+                    [GradientSource(points, b.names) for points in group], regularization[b.name]
                 )
                 for b in self.blocks
             ]
@@ -167,6 +166,21 @@ class FittedInfluence:
             raise DataError("`self_influences(loader)` needs at least one batch; got none.")
         joined = {b.name: join_reports([r[b.name] for r in reports]) for b in self.blocks}
         return concatenate_trees(scores, axis=0), joined
+
+    def _groups(self, data: Any) -> Iterator[list[Points]]:
+        """Yield batches together as far as their gradients fit into memory: a solve for each."""
+        width = sum(block.size for block in self.blocks)
+        group: list[Points] = []
+        room = most = points_in_memory(self.problem, width)
+        for index, batch in enumerate(read_batches(self.problem, data), 1):
+            validate(self.problem, batch, f"self_influences(loader), batch {index}")
+            if group and batch.size > room:
+                yield group
+                group, room = [], most
+            group.append(self._points(batch))
+            room -= batch.size
+        if group:
+            yield group
 
     def split(self, factors: Any, call: str) -> ByBlock:
         """Return the factors that a user passed, `(m, p)` or one for each block, by block.

@@ -15,6 +15,13 @@ def memory_of(problem: Problem) -> int:
     return problem.max_memory if isinstance(problem, BoundsMemory) else _DEFAULT
 
 
+def points_in_memory(problem: Problem, numbers: int) -> int:
+    """Return how many points fit, at least one, where a point needs so many numbers."""
+    reference = problem.reference
+    item = int(namespace(reference).finfo(reference.dtype).bits) // 8
+    return max(1, memory_of(problem) // max(1, item * numbers))
+
+
 def parts_of(problem: Problem, batch: Batch, numbers: int) -> Iterator[slice]:
     """Yield slices of a batch that fit into memory.
 
@@ -23,8 +30,6 @@ def parts_of(problem: Problem, batch: Batch, numbers: int) -> Iterator[slice]:
         batch: the points.
         numbers: what a point needs, in numbers of the dtype of the parameters.
     """
-    reference = problem.reference
-    item = int(namespace(reference).finfo(reference.dtype).bits) // 8
-    size = max(1, memory_of(problem) // max(1, item * numbers))
+    size = points_in_memory(problem, numbers)
     for start in range(0, batch.size, size):
         yield slice(start, min(start + size, batch.size))

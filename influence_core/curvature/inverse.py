@@ -91,10 +91,11 @@ class Inverse(ABC):
         return xp.matrix_transpose(scores) if swap else scores, reports
 
     def self_scores(
-        self, source: GradientSource, regularization: float
+        self, sources: Sequence[GradientSource], regularization: float
     ) -> tuple[Array, SolveReport | None]:
-        """Return `⟨rows (C + λI)⁻¹, rows⟩`, `(n,)`, with the report."""
-        rows = source.rows()
+        """Return `⟨rows (C + λI)⁻¹, rows⟩` for the points of all sources, with the report."""
+        parts = [source.rows() for source in sources]
+        rows = namespace(parts[0]).concat(parts)
         solution = self.solve(rows, regularization)
         return row_dots(solution.rows, rows), solution.report
 

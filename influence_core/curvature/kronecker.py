@@ -138,18 +138,22 @@ class KroneckerInverse(Inverse):
         return namespace(totals[0]).stack(totals), reports
 
     def self_scores(
-        self, source: GradientSource, regularization: float
+        self, sources: Sequence[GradientSource], regularization: float
     ) -> tuple[Array, SolveReport | None]:
-        """Return `⟨rows (C + λI)⁻¹, rows⟩`, `(n,)`, without the rows where that is cheaper."""
-        if not self._by_factors(source):
-            return super().self_scores(source, regularization)
+        """Return `⟨rows (C + λI)⁻¹, rows⟩`, without the rows where that is cheaper."""
+        if not all(map(self._by_factors, sources)):
+            return super().self_scores(sources, regularization)
         weights, regular = self._damped_inverse(regularization)
         scores = [
-            self_scores(layer.factors(source.factors[layer.columns.name]), weight)
-            for layer, weight in zip(self.layers, weights, strict=True)
+            sum(
+                self_scores(layer.factors(source.factors[layer.columns.name]), weight)
+                for layer, weight in zip(self.layers, weights, strict=True)
+            )
+            for source in sources
         ]
-        report = closed_form_report(np.zeros(source.size), reliable=regular)
-        return sum(scores[1:], start=scores[0]), report
+        count = sum(source.size for source in sources)
+        report = closed_form_report(np.zeros(count), reliable=regular)
+        return namespace(scores[0]).concat(scores), report
 
     def _by_factors(self, source: GradientSource) -> bool:
         """Tell whether what the layers see is less than gradients, and fits into memory."""

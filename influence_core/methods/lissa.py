@@ -280,8 +280,8 @@ def _explain(report: SolveReport, scale: float) -> str:
             "(GENERALIZED_GAUSS_NEWTON)."
         )
     return message + (
-        "Raise `maxiter`: a larger `scale` makes less noise and needs more steps. Larger batches "
-        "make less noise, too, and a larger `regularization` needs fewer steps."
+        "Raise `maxiter`. A smaller `scale` needs fewer steps, a larger one or larger batches make "
+        "less noise. Or raise `regularization`."
     )
 
 

@@ -121,8 +121,8 @@ def test_both_ways_to_the_scores(library, update_diagonal, structure, m):
         long, _ = Inverse.scores(inverse, *sides, LAMBDAS)
         library.close(short, library.host(long), tolerance)
         assert [report.iterations.size for report in reports] == [min(m, N)] * 2
-        short, _ = inverse.self_scores(sides[1], 1e-2)
-        long, _ = Inverse.self_scores(inverse, sides[1], 1e-2)
+        short, _ = inverse.self_scores([sides[1]], 1e-2)
+        long, _ = Inverse.self_scores(inverse, [sides[1]], 1e-2)
         library.close(short, library.host(long), tolerance)
 
 

@@ -226,3 +226,22 @@ def test_the_stop_flag_is_read_every_few_steps(reads, weights):
     assert passes > 40
     # 2 further ones see that rows and answer are finite
     assert reads["scalars"] <= passes / 2 + 2
+
+
+def test_self_influences_solve_for_many_batches_at_once():
+    """As many as fit into memory: a pass a step of CG, whatever the batch size of the loader."""
+    setting = make_setting("logistic")
+    passes = []
+
+    class Loader(list):
+        def __iter__(self):
+            passes.append(1)
+            return super().__iter__()
+
+    model = influence(setting, tight(), regularization=0.1).fit(Loader(setting.loader()))
+    steps = []
+    for size in (1, 23):
+        passes.clear()
+        model.self_influences(setting.loader(size))
+        steps.append(len(passes))
+    assert steps[0] == steps[1]
