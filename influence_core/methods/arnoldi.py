@@ -44,7 +44,7 @@ class Arnoldi(Method):
         krylov_dimension: most rows of the basis, more than `rank`; fewer than `rank + 4` are taken
             for that many, more than `d` for `d`. None means `max(2 · rank + 1, 20)`. Fewer make the
             search slower, and likelier to miss copies of a multiple eigenvalue.
-        tol: relative tolerance; 0 asks for what rounding allows.
+        tol: relative tolerance; with 0 the iteration goes on until rounding stops it, and says so.
         max_iter: most restarts, of two passes over the data; None means `10 d`. An iteration whose
             residuals fall no more, near rounding, ends before.
         use_woodbury: divide what is orthogonal to `V` by λ instead of dropping it: the exact

@@ -48,7 +48,7 @@ def test_exact(name, reference):
 
 
 @pytest.mark.parametrize("mode", ["hessian", "gauss_newton", GGN])
-@pytest.mark.parametrize("batch_size", [1, 8, N])
+@pytest.mark.parametrize("batch_size", [1, 8])
 def test_batches_do_not_matter(mode, batch_size, reference):
     case = mlp_case()
     model = DirectInfluence(*case.model, 1.0, second_order_mode=mode)
@@ -59,8 +59,8 @@ def test_batches_do_not_matter(mode, batch_size, reference):
 def test_the_calls_agree(reference):
     case = mlp_case()
     test, train = case.part(4), (case.x, case.y)
-    model = DirectInfluence(*case.model, 1.0, block_structure="parameter_wise").fit(case.loader())
-    assert model.block_names == ["first.bias", "first.kernel", "second.bias", "second.kernel"]
+    model = DirectInfluence(*case.model, 1.0, block_structure="layer_wise").fit(case.loader())
+    assert model.block_names == ["first", "second"]
     shares = model.influences_by_block(*test, *train)
     close(model.influences(*test, *train), sum(np.asarray(share) for share in shares.values()))
     factors = model.influence_factors(*test)
@@ -68,9 +68,7 @@ def test_the_calls_agree(reference):
     perturbed = model.influences(*test, *train, mode="perturbation")
     mixed = np.asarray(reference.mixed(*train))
     close(perturbed, np.einsum("mp,npx->mnx", factors, mixed))
-    close(model.self_influences(case.loader()), np.diag(model.influences(*train)))
-    over = model.influences_over([1.0, 2.0], *test, *train)
-    close(over[1], model.with_regularization(2.0).influences(*test, *train))
+    close(model.self_influences([train]), np.diag(model.influences(*train)))
     assert model.n_parameters == 31
     assert model.dtype == jnp.float64
     assert model.device == jax.devices()[0]
@@ -81,10 +79,6 @@ def test_removal():
     model = DirectInfluence(*case.model, 0.1).fit(case.loader())
     reference = case.reference()
     test = case.part(4)
-    close(
-        model.removal_effects(*test, case.x, case.y),
-        reference.influences(*test, case.x, case.y, 0.1) / N,
-    )
     damped = reference.curvature() + 0.1 * np.eye(15)
     rows = reference.gradients(case.x, case.y)
     d = np.linalg.solve(damped, rows.T).T

@@ -30,7 +30,7 @@ def parameters(function):
 
 def test_the_classes():
     assert len(CLASSES) == 7
-    assert DOCUMENTED == ["DirectInfluence", "CgInfluence"]
+    assert {"DirectInfluence", "CgInfluence"} <= set(DOCUMENTED)
 
 
 @pytest.mark.parametrize("name", DOCUMENTED)

@@ -44,6 +44,7 @@ ROUNDING = 10.0
 """Products and residuals are off by some such rounding units of the largest eigenvalue."""
 
 _PATIENCE = 200
+_TINY = float(np.finfo(np.float64).tiny)
 # passes, of those that convergence took: values converge with the squares of the residuals, and it
 # need only be seen whether one is larger
 _CONFIRMATION = 0.25
@@ -229,10 +230,10 @@ class _Iteration:
         return _Candidates(values, ritz.norms[: self._wanted.rank], tolerances)
 
     def _pending(self, ritz: RitzPairs, candidates: _Candidates) -> Array:
-        """Return the residuals of the first pairs that have not converged, a block of them."""
-        known = np.zeros(ritz.norms.shape, np.bool_)
-        known[: self._wanted.rank] = candidates.converged
-        order = np.argsort(known, kind="stable")[: self._wanted.block]
+        """Return the residuals of the wanted pairs that are furthest from converged, a block."""
+        excess = np.zeros(ritz.norms.shape)  # those beyond come last
+        excess[: self._wanted.rank] = candidates.norms / np.maximum(candidates.tolerances, _TINY)
+        order = np.argsort(-excess, kind="stable")[: self._wanted.block]
         return namespace(ritz.residuals).stack([ritz.residuals[int(i), :] for i in order])
 
     def _pairs(self, candidates: _Candidates) -> Eigenpairs:
