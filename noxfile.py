@@ -1,5 +1,6 @@
 """Every check of the project, one session each; `nox -l` lists them.
 
+`nox -s "tests(backend='jax')"` tests one backend, in an environment that has no other;
 `nox -s tests -- -k cg` hands what follows the dashes to pytest.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import nox
@@ -15,13 +17,14 @@ import nox
 nox.needs_version = ">=2025.2.9"
 # Not uv: it ignores the settings of pip, and so may fetch a CUDA build of torch.
 nox.options.default_venv_backend = "virtualenv"
-nox.options.sessions = ["lint", "types", "tests", "docs"]
+nox.options.sessions = ["lint", "types", "tests", "plugin", "coverage", "docs"]
 
 ROOT = Path(__file__).parent
 PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 DEPENDENCIES: list[str] = PYPROJECT["project"]["dependencies"]
 LOWEST_PYTHON: str = PYPROJECT["project"]["requires-python"].removeprefix(">=")
 CONSTRAINTS = ROOT / "constraints.txt"
+COVERAGE = ROOT / ".nox" / "covered"
 
 FIND_WHEEL = """
 import influence_core, pathlib, sysconfig
@@ -48,12 +51,83 @@ def types(session: nox.Session) -> None:
     session.run("mypy")
 
 
+@dataclass(frozen=True)
+class Suite:
+    """What is tested in an environment that has the extras and nothing else.
+
+    Attributes:
+        extras: of the wheel.
+        tests: folders and files under `tests`; what needs another library is not among them.
+        packages: whose doctests run.
+    """
+
+    extras: tuple[str, ...]
+    tests: tuple[str, ...]
+    packages: tuple[str, ...] = ()
+
+
+SUITES = {
+    "none": Suite(
+        extras=(),
+        tests=("core", "plugins", "packaging", "conformance/test_[cmo]*.py"),
+        packages=("influence_core",),
+    ),
+    "torch": Suite(("torch",), ("torch", "conformance/test_torch.py"), ("influence_torch",)),
+    "jax": Suite(("jax",), ("jax", "conformance/test_jax.py"), ("influence_jax",)),
+    "sklearn": Suite(
+        ("sklearn",), ("sklearn", "conformance/test_sklearn.py"), ("influence_sklearn",)
+    ),
+    # what needs several libraries: the same numbers everywhere, data sets, examples, documentation
+    "all": Suite(
+        extras=("all",),
+        tests=(
+            "agreement",
+            "docs",
+            "examples",
+            "packaging",
+            "torch/test_ekfac.py",
+            "torch/test_leave_one_out.py",
+        ),
+    ),
+}
+
+
 @nox.session
-def tests(session: nox.Session) -> None:
-    """Every test and doctest, on the installed wheel, with coverage."""
-    install_wheel(session, CONSTRAINTS, "torch", "sklearn", "plot")
-    doctests = ("--doctest-modules", "--pyargs", "influence_core", "influence_torch")
-    run_pytest(session, "--cov", "-n", "2", ROOT / "tests", *doctests)
+@nox.parametrize("backend", list(SUITES))
+def tests(session: nox.Session, backend: str) -> None:
+    """Every test and doctest of one backend, on the installed wheel, without the others."""
+    suite = SUITES[backend]
+    install_wheel(session, CONSTRAINTS, *suite.extras)
+    doctests = ("--doctest-modules", "--pyargs", *suite.packages) if suite.packages else ()
+    folders = [path for pattern in suite.tests for path in (ROOT / "tests").glob(pattern)]
+    options = ("--cov", "--cov-report=", "-n", "2")
+    run_pytest(session, *options, *folders, *doctests, name=backend)
+    if backend == "torch":  # the core's own tests on its tensors: this is part of their names
+        run_pytest(session, *options, ROOT / "tests" / "core", "-k", "torch", name="core-torch")
+
+
+@nox.session
+def plugin(session: nox.Session) -> None:
+    """The plug-in of `examples/plugin` as a stranger's: two wheels in an empty environment."""
+    session.install("-c", CONSTRAINTS, *group("build"), "pytest")
+    wheels = build_wheels(session, ROOT, ROOT / "examples" / "plugin")
+    session.install("-c", CONSTRAINTS, "--force-reinstall", "--no-deps", *wheels)
+    session.install("-c", CONSTRAINTS, *wheels)
+    folder = ROOT / "examples" / "plugin"
+    with session.chdir(session.create_tmp()):
+        settings = ("--rootdir", folder, "-c", folder / "pyproject.toml", "-p", "no:cacheprovider")
+        session.run("python", "-P", "-m", "pytest", *settings, folder / "tests", *session.posargs)
+
+
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """Lines and branches that the tests of all backends ran, together."""
+    session.install("-c", CONSTRAINTS, "coverage")
+    files = sorted(COVERAGE.glob(".coverage.*"))
+    if not files:
+        session.skip("no tests have run yet")
+    session.run("coverage", "combine", "--keep", f"--data-file={COVERAGE / 'all'}", *files)
+    session.run("coverage", "report", f"--data-file={COVERAGE / 'all'}")
 
 
 @nox.session
@@ -75,26 +149,33 @@ def group(*names: str) -> tuple[str, ...]:
     return nox.project.dependency_groups(PYPROJECT, *names)
 
 
-def install_wheel(session: nox.Session, constraints: Path, *extras: str) -> None:
-    """Build the wheel and install it with `extras` and the test tools."""
+def build_wheels(session: nox.Session, *projects: Path) -> list[Path]:
+    """Build the wheel of every project."""
     folder = Path(session.create_tmp(), "wheel")
     shutil.rmtree(folder, ignore_errors=True)
-    session.install("-c", constraints, *group("build", "test"))
     build = ("pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation")
-    session.run("python", "-m", *build, "--wheel-dir", folder, ROOT)
-    (wheel,) = folder.glob("*.whl")
+    for project in projects:
+        session.run("python", "-m", *build, "--wheel-dir", folder, project)
+    return sorted(folder.glob("*.whl"))
+
+
+def install_wheel(session: nox.Session, constraints: Path, *extras: str) -> None:
+    """Build the wheel and install it with `extras` and the test tools."""
+    session.install("-c", constraints, *group("build", "test"))
+    (wheel,) = build_wheels(session, ROOT)
     session.install("-c", constraints, f"{wheel}[{','.join(extras)}]" if extras else wheel)
     # A reused environment has this version already, and pip would keep its older build.
     session.install("--force-reinstall", "--no-deps", wheel)
 
 
-def run_pytest(session: nox.Session, *arguments: str | Path) -> None:
-    """Run pytest on the installed wheel.
+def run_pytest(session: nox.Session, *arguments: str | Path, name: str = "") -> None:
+    """Run pytest on the installed wheel; what it covered is kept under `name`.
 
     It runs in `site-packages`: there the source tree cannot be imported, not even by a subprocess,
     and coverage prints short names.
     """
     temporary = Path(session.create_tmp()).resolve()
+    COVERAGE.mkdir(parents=True, exist_ok=True)
     # -P: the present folder, which holds the source tree, does not count.
     site_packages = session.run("python", "-P", "-c", FIND_WHEEL, silent=True)
     settings = ROOT / "pyproject.toml"
@@ -106,7 +187,7 @@ def run_pytest(session: nox.Session, *arguments: str | Path) -> None:
             *session.posargs,
             # Two workers on two cores: threads of their own would only get in each other's way.
             env={
-                "COVERAGE_FILE": str(temporary / "coverage"),
+                "COVERAGE_FILE": str(COVERAGE / f".coverage.{name or session.name}"),
                 "OMP_NUM_THREADS": "1",
                 "OPENBLAS_NUM_THREADS": "1",
             },

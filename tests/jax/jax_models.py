@@ -59,13 +59,13 @@ def labels(*shape: int, number: int = 3, seed: int = 1) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, number, shape)
 
 
-def dense(inputs: int, outputs: int, seed: int) -> dict[str, jax.Array]:
+def dense(inputs: int, outputs: int, seed: int) -> dict[str, np.ndarray]:
     """The parameters of one layer, a kernel `(i, o)` as in Flax."""
     kernel = normal(inputs, outputs, seed=seed) / inputs**0.5
-    return {"bias": jnp.asarray(normal(outputs, seed=seed + 1)), "kernel": jnp.asarray(kernel)}
+    return {"bias": normal(outputs, seed=seed + 1), "kernel": kernel}
 
 
-def affine(layer: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+def affine(layer: Any, x: jax.Array) -> jax.Array:
     """`x W + b`."""
     return x @ layer["kernel"] + layer["bias"]
 
@@ -77,7 +77,7 @@ def mlp(params: Any, x: jax.Array) -> jax.Array:
 
 def mlp_case() -> Case:
     """A classifier of 31 parameters; its Hessian is indefinite, its Gauss-Newton forms are not."""
-    params = {"first": dense(3, 4, 1), "second": dense(4, 3, 3)}
+    params = jax.tree.map(jnp.asarray, {"first": dense(3, 4, 1), "second": dense(4, 3, 3)})
     x = jnp.asarray(normal(N, 3))
     return Case(mlp, params, influence_jax.cross_entropy, x, jnp.asarray(labels(N)))
 

@@ -30,18 +30,26 @@ def undocumented(module: ModuleType) -> list[str]:
     ]
 
 
+BACKENDS = {
+    "influence_jax": "jax",
+    "influence_sklearn": "sklearn",
+    "influence_torch": "torch",
+}
+
+
 def test_core_import_is_light():
-    assert imported_by("influence_core") & (FRAMEWORKS | {"influence_torch", "scipy"}) == set()
+    assert imported_by("influence_core") & (FRAMEWORKS | {*BACKENDS, "scipy"}) == set()
 
 
-def test_torch_plugin_imports_no_torch():
-    assert imported_by("influence_torch.plugin") & FRAMEWORKS == set()
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_plugins_import_no_framework(backend):
+    assert imported_by(f"{backend}.plugin") & FRAMEWORKS == set()
 
 
-@pytest.mark.parametrize("name", ["influence_core", "influence_torch"])
+@pytest.mark.parametrize("name", ["influence_core", *BACKENDS])
 def test_public_names_are_documented(name):
-    if name == "influence_torch":
-        pytest.importorskip("torch")
+    if name in BACKENDS:
+        pytest.importorskip(BACKENDS[name])
     module = importlib.import_module(name)
     assert module.__doc__
     assert undocumented(module) == []
