@@ -1,0 +1,60 @@
+"""The base of all influence function models of JAX functions."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from influence_core import Influence
+from influence_core.facade import Settings
+from influence_jax.losses import Loss, check_loss
+from influence_jax.model import Apply, Model
+from influence_jax.plugin import influence_backends
+from influence_jax.problem import check_memory
+from influence_jax.snapshot import find_device
+
+
+class JaxInfluence(Influence):
+    """A method of the core on a JAX function: what the documented classes share.
+
+    The parameters are read when `fit` is entered. An instance pickles where `apply` and `loss` do:
+    functions of modules, and methods of objects that pickle, but no lambdas.
+
+    Args:
+        apply: `apply(params, x)`, a pure function that JAX can trace; the points stand along the
+            first axis of `x` and of the outputs.
+        params: the trained parameters, any tree of JAX arrays. All floating-point arrays in it are
+            parameters; what is none is constant.
+        loss: `loss(outputs, y)` of a batch: the mean, the sum or the vector over its points.
+        settings: method, regularisation, blocks, curvature and the library of the solver.
+        max_memory: bytes that one product may hold; None allows 1 GiB.
+    """
+
+    def __init__(
+        self, apply: Apply, params: Any, loss: Loss, settings: Settings, *, max_memory: int | None
+    ) -> None:
+        """Check the settings; nothing is computed before `fit`."""
+        check_loss(loss)
+        check_memory(max_memory)
+        self.apply, self.params, self.loss = apply, params, loss
+        super().__init__(
+            Model(apply, params),
+            loss,
+            settings.method,
+            regularization=settings.regularization,
+            block_structure=settings.block_structure,
+            second_order_mode=settings.second_order_mode,
+            backend=influence_backends(),
+            array_backend=settings.array_backend,
+            max_memory=max_memory,
+        )
+
+    def to(self, device: Any) -> Self:
+        """Move the snapshot and everything fitted to `device`; a later `fit` works there too.
+
+        Args:
+            device: one of `jax.devices()`, or a name such as ``"cpu"`` or ``"gpu:1"``.
+
+        Raises:
+            DeviceError: JAX has no such device here.
+        """
+        return super().to(find_device(device))
