@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from influence_core import InfluenceWarning
 torch = pytest.importorskip("torch")
 
 ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT / "examples" / "plugin"))  # a page prints its tests
 README = ROOT / "README.md"
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 START = ROOT / "docs" / "torch.md"
@@ -43,6 +45,8 @@ def execute(statement: ast.stmt, page: Path, names: dict[str, Any]) -> Any:
 
 def run(blocks: list[str], page: Path, names: dict[str, Any]) -> int:
     """Run the blocks in one namespace; return how many shapes they print, all of them right."""
+    for library in re.findall(r"^(?:import|from) (jax|sklearn)\b", "\n".join(blocks), re.MULTILINE):
+        pytest.importorskip(library)
     printed = 0
     for block in blocks:
         lines = block.splitlines()

@@ -31,8 +31,8 @@ class Case:
         """The first arguments of a class."""
         return self.apply, self.params, self.loss
 
-    def loader(self, batch_size: int = 8) -> list[tuple[Any, Any]]:
-        """All points in batches, the last one short."""
+    def loader(self, batch_size: int = N) -> list[tuple[Any, Any]]:
+        """All points in batches; every size of a batch has to be compiled."""
         return [self.part(start, start + batch_size) for start in range(0, N, batch_size)]
 
     def part(self, *where: int | None) -> tuple[Any, Any]:

@@ -39,7 +39,7 @@ def reference():
 @pytest.mark.parametrize("name", EXACT)
 def test_exact(name, reference):
     case, (solver, settings) = mlp_case(), EXACT[name]
-    model = solver(*case.model, 1e-2, second_order_mode=GGN, **settings).fit(case.loader())
+    model = solver(*case.model, 1e-2, second_order_mode=GGN, **settings).fit(case.loader(8))
     test = case.part(4)
     close(
         model.influences(*test, case.x, case.y),
@@ -107,9 +107,9 @@ def test_lissa_reads_by_index_and_in_order():
 
     class OnlyInOrder:
         def __iter__(self):
-            return iter(case.loader())
+            return iter(case.loader(8))
 
-    close(answer(OnlyInOrder()), answer(case.loader()))
+    close(answer(OnlyInOrder()), answer(case.loader(8)))
 
 
 def test_harmonic_mean(reference):
@@ -160,7 +160,7 @@ def textbook(case, labels, update_diagonal):
 def test_ekfac(labels, update_diagonal, reference):
     case, test = mlp_case(), mlp_case().part(4)
     model = EkfacInfluence(*case.model[:2], update_diagonal, 1e-2, labels=labels)
-    model.fit(case.loader())
+    model.fit(case.loader(8))
     assert model.block_names == ["first", "second"]
     damped = textbook(case, labels, update_diagonal) + 1e-2 * np.eye(31)
     rows, wanted = reference.gradients(case.x, case.y), reference.gradients(*test)

@@ -44,7 +44,7 @@ def test_no_step_is_traced(mode, kept):
             precompute_grad=kept,
             warn_on_max_iteration=False,
             second_order_mode=mode,
-        ).fit(case.loader())
+        ).fit(case.loader(8))
         model.influence_factors(case.x, case.y)
         traced.append(apply.calls)
         model.influence_factors(case.x, case.y)
