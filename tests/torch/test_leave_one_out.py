@@ -101,7 +101,9 @@ def test_predictions_follow_the_actual_changes(study, cls, options):
 
     def correlations(leverage):
         effects = model.removal_effects(*study.test, *study.train, leverage=leverage).numpy()
-        return np.array([np.corrcoef(*pair)[0, 1] for pair in zip(effects, study.effects)])
+        return np.array(
+            [np.corrcoef(*pair)[0, 1] for pair in zip(effects, study.effects, strict=True)]
+        )
 
     plain, corrected = correlations(False), correlations(True)
     assert plain[hardest].mean() >= 0.97

@@ -1,4 +1,4 @@
-"""The curvature of every point with a vector of its own, against dense matrices of single points."""
+"""The curvature of every point with a vector of its own, against matrices of single points."""
 
 import pytest
 import torch
