@@ -27,7 +27,8 @@ class EkfacInfluence(LayerCalls, JaxInfluence):
         apply: `apply(params, x)`, a pure function that JAX can trace.
         params: the trained parameters, any tree of JAX arrays. They are copied by `fit`.
         update_diagonal: correct the eigenvalues.
-        hessian_regularization: λ in `C + λI`: a number, or a mapping layer name -> number.
+        hessian_regularization: λ in `C + λI`: a number, or a mapping layer name -> number. With 0,
+            directions without any curvature are left out, with a warning.
         progress: show a progress bar over the batches of `fit`.
         loss: `loss(outputs, y)` of a batch; None is the cross-entropy of the outputs as logits.
         labels: at which labels the Fisher takes its gradients: ``"expected"``, ``"sampled"`` or

@@ -26,7 +26,8 @@ class EkfacInfluence(LayerCalls, TorchInfluence):
     Args:
         model: the trained module, in eval mode. It is copied by `fit` and stays untouched.
         update_diagonal: correct the eigenvalues.
-        hessian_regularization: λ in `C + λI`: a number, or a mapping layer name -> number.
+        hessian_regularization: λ in `C + λI`: a number, or a mapping layer name -> number. With 0,
+            directions without any curvature are left out, with a warning.
         progress: show a progress bar over the batches of `fit`.
         loss: `loss(output, y)` of a batch; None is the cross-entropy of the outputs as logits.
         labels: at which labels the Fisher takes its gradients: ``"expected"``, ``"sampled"`` or
