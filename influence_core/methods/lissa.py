@@ -280,8 +280,9 @@ def _explain(report: SolveReport, scale: float) -> str:
             "(GENERALIZED_GAUSS_NEWTON)."
         )
     return message + (
-        "Raise `maxiter`. A smaller `scale` needs fewer steps, a larger one or larger batches make "
-        "less noise. Or raise `regularization`."
+        "Raise `maxiter`; a smaller `scale` or a larger `regularization` needs fewer steps. The "
+        "noise of several batches keeps residuals up: a larger `scale`, or larger batches, make "
+        "less of it."
     )
 
 
