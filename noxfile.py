@@ -72,7 +72,11 @@ SUITES = {
         tests=("core", "plugins", "packaging", "conformance/test_[cmo]*.py"),
         packages=("influence_core",),
     ),
-    "torch": Suite(("torch",), ("torch", "conformance/test_torch.py"), ("influence_torch",)),
+    "torch": Suite(
+        ("torch",),
+        ("torch", "conformance/test_torch.py", "conformance/test_mutants.py"),
+        ("influence_torch",),
+    ),
     "jax": Suite(("jax",), ("jax", "conformance/test_jax.py"), ("influence_jax",)),
     "sklearn": Suite(
         ("sklearn",), ("sklearn", "conformance/test_sklearn.py"), ("influence_sklearn",)
@@ -87,6 +91,7 @@ SUITES = {
             "jax/test_bad_input.py",
             "jax/test_signatures.py",
             "packaging",
+            "sklearn/test_influences.py",
             "torch/test_ekfac.py",
             "torch/test_leave_one_out.py",
         ),

@@ -66,8 +66,8 @@ def unfactored(names: Sequence[str], fault: str) -> NotImplementedLayerRepresent
     """Return the exception that says which parameters EK-FAC cannot serve, and the way out."""
     return NotImplementedLayerRepresentationException(
         f"EK-FAC needs every parameter to belong to one affine layer that can be factored. "
-        f"{', '.join(map(repr, names))}: {fault}. Freeze what does not fit with "
-        "requires_grad_(False), or use another method, such as Cg."
+        f"{', '.join(map(repr, names))}: {fault}. Make a constant of what does not fit (freeze the "
+        "parameter), or use another method, such as Cg."
     )
 
 

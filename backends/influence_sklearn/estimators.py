@@ -186,4 +186,10 @@ def _class_weights(
             "(`sklearn.utils.class_weight.compute_class_weight` has the numbers); "
             "`influence_sklearn.influences` and `leave_one_out` do so."
         )
+    unknown = [label for label in weights if label not in classes]
+    if given is not None and unknown:
+        raise OptionError(
+            f"`class_weight` may name the classes of the estimator only; got {unknown}. The "
+            f"classes are {classes}."
+        )
     return np.asarray([weights.get(label, 1.0) for label in classes], dtype=np.float64)

@@ -13,6 +13,7 @@ from influence_core import (
     Arnoldi,
     CapabilityError,
     Cg,
+    ConditioningWarning,
     Direct,
     Ekfac,
     EkfacPreconditioner,
@@ -46,10 +47,16 @@ METHODS = {
 MODELS = {"logistic": LOGISTIC, "network": NETWORK}
 # Positive semi-definite, and known to every backend.
 CURVATURE = "gauss_newton"
+# the Hessian of the network is positive definite with the largest of them only
+REGULARIZATION = {"gauss_newton": 0.1, "generalized_gauss_newton": 0.1, "hessian": 10.0}
 
 
 def answers(
-    backend: str, model: str, method: str, array_backend: str | None = None
+    backend: str,
+    model: str,
+    method: str,
+    array_backend: str | None = None,
+    curvature: str = CURVATURE,
 ) -> dict[str, np.ndarray]:
     """Everything that a user would ask, on the host."""
     widths = MODELS[model]
@@ -57,12 +64,13 @@ def answers(
     (x, y), test = points(23, widths, 1), points(6, widths, 2)
     convert = converter(backend)
     loader = [convert(x[i : i + 9], y[i : i + 9]) for i in range(0, 23, 9)]
+    damping = REGULARIZATION[curvature]
     influence = Influence(
         subject,
         loss,
         METHODS[method],
-        regularization=0.1,
-        second_order_mode=CURVATURE,
+        regularization=damping,
+        second_order_mode=curvature,
         array_backend=array_backend,
         **options,
     )
@@ -75,7 +83,7 @@ def answers(
         "scores": influence.influences(*sides),
         "perturbation": influence.influences(*sides, mode="perturbation"),
         "own": influence.self_influences(loader),
-        "path": influence.influences_over([1e-2, 1.0], *sides),
+        "path": influence.influences_over([damping, 10 * damping], *sides),
     }
     return {name: to_host(answer) for name, answer in found.items()}
 
@@ -125,3 +133,18 @@ def test_every_solver_library_gives_the_same_numbers(backend, array_backend, mod
         pytest.skip("the plug-in shows no layers")
     pytest.importorskip(array_backend)
     close(answers(backend, model, method, array_backend), answers("closed form", model, method))
+
+
+@pytest.mark.parametrize("method", ["direct", "cg", "lissa", "arnoldi", "nystroem"])
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("curvature", ["hessian", "generalized_gauss_newton"])
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "closed form"])
+def test_every_backend_gives_the_same_curvature(backend, curvature, model, method):
+    if backend == "plug-in" and curvature == "generalized_gauss_newton":
+        pytest.skip("the plug-in offers no generalised Gauss-Newton products")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConditioningWarning)  # a sketch of an indefinite matrix
+        got, want = (
+            answers(name, model, method, curvature=curvature) for name in (backend, "closed form")
+        )
+    close(got, want)

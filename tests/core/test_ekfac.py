@@ -487,7 +487,7 @@ def test_a_parameter_of_no_layer():
     options = {"backend": backend(OneLayerMissing), "regularization": 0.1}
     with pytest.raises(
         NotImplementedLayerRepresentationException,
-        match=r"'hidden.weight', 'hidden.bias': of no such.*requires_grad_\(False\).*Cg",
+        match=r"'hidden.weight', 'hidden.bias': of no such.*freeze.*Cg",
     ):
         fitted(setting, Ekfac(), **options)
     blocks = {"output": NETWORK[2:]}

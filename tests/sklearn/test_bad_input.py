@@ -256,3 +256,10 @@ def test_batches():
         problem.batch((X, Weighted(Y, np.ones(N)), np.ones(N)))
     with pytest.raises(InfluenceError):
         Influence(SETTING.estimator, None, Direct()).fit([])
+
+
+def test_class_weights_of_unknown_classes_are_refused():
+    x, y = np.random.default_rng(0).normal(size=(40, 3)), np.array(["no", "yes"] * 20)
+    estimator = LogisticRegression(class_weight={"yes": 3.0}).fit(x, y)
+    with pytest.raises(OptionError, match=r"`class_weight`.*got \['Yes'\].*\['no', 'yes'\]"):
+        Influence(estimator, None, Direct(), class_weight={"Yes": 3.0}).fit([(x, y)])
