@@ -48,7 +48,7 @@ MODELS = {"logistic": LOGISTIC, "network": NETWORK}
 # Positive semi-definite, and known to every backend.
 CURVATURE = "gauss_newton"
 # the Hessian of the network is positive definite with the largest of them only
-REGULARIZATION = {"gauss_newton": 0.1, "generalized_gauss_newton": 0.1, "hessian": 10.0}
+REGULARIZATION = {"gauss_newton": 0.1, "generalized_gauss_newton": 0.1, "hessian": 2.0}
 
 
 def answers(
@@ -83,7 +83,7 @@ def answers(
         "scores": influence.influences(*sides),
         "perturbation": influence.influences(*sides, mode="perturbation"),
         "own": influence.self_influences(loader),
-        "path": influence.influences_over([damping, 10 * damping], *sides),
+        "path": influence.influences_over([damping, 1.5 * damping], *sides),
     }
     return {name: to_host(answer) for name, answer in found.items()}
 
