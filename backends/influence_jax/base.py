@@ -33,11 +33,12 @@ class JaxInfluence(Influence):
         self, apply: Apply, params: Any, loss: Loss, settings: Settings, *, max_memory: int | None
     ) -> None:
         """Check the settings; nothing is computed before `fit`."""
+        model = Model(apply, params)
         check_loss(loss)
         check_memory(max_memory)
         self.apply, self.params, self.loss = apply, params, loss
         super().__init__(
-            Model(apply, params),
+            model,
             loss,
             settings.method,
             regularization=settings.regularization,

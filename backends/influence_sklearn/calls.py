@@ -13,7 +13,7 @@ from influence_core.arrays import namespace, to_host
 from influence_core.errors import DataError
 from influence_core.modes import parse_mode
 from influence_sklearn.data import Weighted, labels, on_host
-from influence_sklearn.estimators import split
+from influence_sklearn.estimators import check_estimator, split
 from influence_sklearn.problem import SklearnProblem
 from influence_sklearn.targets import targets_apart
 
@@ -59,6 +59,7 @@ def influences(
         CapabilityError: its penalty is not quadratic, or it is a pipeline to be perturbed.
         DataError: the data does not fit the estimator.
     """
+    check_estimator(split(estimator)[1], estimator)
     if (X_test is None) != (y_test is None):
         given, missing = ("y_test", "X_test") if X_test is None else ("X_test", "y_test")
         raise DataError(
@@ -118,6 +119,7 @@ def leave_one_out(
         ConditioningWarning: without some point the objective has no single minimum; its leverage
             is then one, and it is left uncorrected.
     """
+    check_estimator(split(estimator)[1], estimator)
     apart = targets_apart(estimator, y_train, y_test)
     parts = [_leave_one_out(one, X_train, y, X_test, t, sample_weight) for one, y, t in apart]
     return np.sum(parts, axis=0)

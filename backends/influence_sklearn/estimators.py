@@ -73,7 +73,7 @@ def read(
         OptionError: `like` is no floating-point array, or `class_weight` does not fit.
     """
     steps, final = split(estimator)
-    _check(final, estimator)
+    check_estimator(final, estimator)
     classes = on_host(final.classes_).tolist() if isinstance(final, LogisticRegression) else None
     if classes is not None:
         _check_one_objective(final, classes)
@@ -111,7 +111,12 @@ def split(estimator: Any) -> tuple[tuple[tuple[str, Any], ...], Any]:
     return tuple(steps), estimator
 
 
-def _check(final: Any, estimator: Any) -> None:
+def check_estimator(final: Any, estimator: Any) -> None:
+    """Raise unless `final`, the last step of `estimator` or itself, is fitted and supported.
+
+    Raises:
+        ModelError: it is not.
+    """
     if isinstance(final, LogisticRegressionCV):
         raise ModelError(
             "`estimator` must be fitted with one penalty; LogisticRegressionCV is a search for "

@@ -39,11 +39,12 @@ class SklearnProblem(ClosedFormProblem):
         like: an array of the library, dtype and device to compute in; None for those of the
             estimator's coefficients, in float64.
         class_weight: label to weight, in place of the estimator's own.
+        **unknown: refused, with a message that lists the options.
 
     Raises:
         ModelError: the estimator is not fitted or not supported.
         CapabilityError: its penalty is not quadratic.
-        OptionError: a keyword has a value that is not allowed.
+        OptionError: a keyword has a value that is not allowed, or is unknown.
     """
 
     def __init__(
@@ -55,8 +56,15 @@ class SklearnProblem(ClosedFormProblem):
         max_memory: int | None = None,
         like: Array | None = None,
         class_weight: Mapping[Any, float] | None = None,
+        **unknown: Any,
     ) -> None:
         """Read the estimator and check it."""
+        if unknown:
+            raise OptionError(
+                "the scikit-learn backend knows the options 'max_memory', 'like' and "
+                f"'class_weight'; got {', '.join(map(repr, unknown))}. Correct the name, or leave "
+                "it out."
+            )
         if loss is not None:
             raise OptionError(
                 f"`loss` must be None: an estimator brings the loss that it was fitted with; got "

@@ -68,8 +68,11 @@ def test_unfitted_estimators(call, estimator):
 
 def test_an_estimator_that_no_backend_serves():
     forest = RandomForestClassifier(2).fit(X, LABELS)
+    for call in (influences, lambda *data: leave_one_out(*data, *data[1:])):
+        with pytest.raises(ModelError, match=r"a LinearRegression, Ridge or.*got RandomForest"):
+            call(forest, X, LABELS)
     with pytest.raises(BackendNotFoundError) as caught:
-        influences(forest, X, LABELS)
+        Influence(forest, None, Direct())
     assert "RandomForestClassifier" in str(caught.value)
     assert "sklearn.linear_model._ridge.Ridge" in str(caught.value)
 
@@ -263,3 +266,8 @@ def test_class_weights_of_unknown_classes_are_refused():
     estimator = LogisticRegression(class_weight={"yes": 3.0}).fit(x, y)
     with pytest.raises(OptionError, match=r"`class_weight`.*got \['Yes'\].*\['no', 'yes'\]"):
         Influence(estimator, None, Direct(), class_weight={"Yes": 3.0}).fit([(x, y)])
+
+
+def test_unknown_options_are_named():
+    with pytest.raises(OptionError, match="'class_weight'; got 'sample_weight'"):
+        Influence(Ridge().fit(X, Y), None, Direct(), sample_weight=np.ones(N)).fit([(X, Y)])
