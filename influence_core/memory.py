@@ -1,18 +1,38 @@
-"""How many points a computation may hold at once."""
+"""How much a computation may hold at once."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from influence_core.arrays import namespace
+from influence_core.errors import OptionError
 from influence_core.problem import Batch, BoundsMemory, Problem
 
-_DEFAULT = 2**30
+DEFAULT_MEMORY = 2**30
+"""Bytes that a product may hold where nobody says: 1 GiB."""
+
+
+def check_memory(max_memory: object) -> int:
+    """Return the bytes that a product may hold, for what a user passed as `max_memory`.
+
+    Raises:
+        OptionError: it is no positive integer, and not None.
+    """
+    if max_memory is None:
+        return DEFAULT_MEMORY
+    whole = isinstance(max_memory, int | np.integer) and not isinstance(max_memory, bool)
+    if not whole or max_memory < 1:  # type: ignore[operator]
+        raise OptionError(
+            f"`max_memory` must be an integer of one or more or None for 1 GiB; got {max_memory!r}."
+        )
+    return int(max_memory)  # type: ignore[call-overload, no-any-return]
 
 
 def memory_of(problem: Problem) -> int:
     """Return the bytes that a product may hold: the backend's `max_memory`, or 1 GiB."""
-    return problem.max_memory if isinstance(problem, BoundsMemory) else _DEFAULT
+    return problem.max_memory if isinstance(problem, BoundsMemory) else DEFAULT_MEMORY
 
 
 def points_in_memory(problem: Problem, numbers: int) -> int:

@@ -20,6 +20,7 @@ from influence_core.arrays import (
     ones,
     read_float,
     row_norms,
+    to_host,
 )
 from influence_core.blocks import Block
 from influence_core.errors import OptimalityWarning, warn
@@ -54,13 +55,12 @@ class Optimality:
 
     def gradient_norm(self, regularization: Mapping[str, float]) -> float:
         """Return `‖∇ mean ℓ + λθ‖` for the λ of every block."""
-        norms, start = [], 0
+        parts, start = [], 0
         for block in self.blocks:
             part = slice(start, start + block.size)
-            total = self.gradient[:, part] + self.values[:, part] * regularization[block.name]
-            norms.append(read_float(row_norms(total)[0]))
+            parts.append(self.gradient[:, part] + self.values[:, part] * regularization[block.name])
             start += block.size
-        return float(np.linalg.norm(norms))
+        return read_float(row_norms(namespace(self.gradient).concat(parts, axis=1))[0])
 
     def tell(self, regularization: Mapping[str, float]) -> None:
         """Warn if the parameters are far from a minimum, with the given λ and without any."""
@@ -92,7 +92,7 @@ class Gauge:
         self._names = [name for block in blocks for name in block.names]
         self._sum: Array | None = None
         self._seen = 0
-        self._lengths = np.zeros(_MEASURED)
+        self._lengths: dict[int, Array] = {}  # place in the sample -> (1,), read once at the end
         self._random = np.random.default_rng(0)
 
     def see(self, batch: Batch) -> None:
@@ -115,8 +115,8 @@ class Gauge:
             values = problem.values(self._names)[None, :]
             if isinstance(problem, HasPenalty):
                 gradient = gradient + problem.penalty(self._names, weight) * values
-        count = min(self._seen, _MEASURED)
-        length = float(np.linalg.norm(self._lengths)) / math.sqrt(count)
+        lengths = to_host(namespace(gradient).concat(list(self._lengths.values())))
+        length = float(np.linalg.norm(lengths)) / math.sqrt(lengths.size)
         return Optimality(self._blocks, gradient, values, length, points)
 
     def _sample(self, size: int) -> dict[int, int]:
@@ -135,8 +135,6 @@ class Gauge:
             self._seen += 1
         return chosen
 
-    def _length(self, point: Batch) -> float:
+    def _length(self, point: Batch) -> Array:
         one = ones((1, 1), self._problem.reference)
-        return read_float(
-            row_norms(self._problem.gradient_combinations(point, one, self._names))[0]
-        )
+        return row_norms(self._problem.gradient_combinations(point, one, self._names))

@@ -6,8 +6,9 @@ importing JAX.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from influence_core.plugins import lazy_names
 
 if TYPE_CHECKING:
     from influence_core.errors import (
@@ -78,22 +79,4 @@ _HOMES = {
     "cross_entropy": "influence_jax.likelihoods",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        return getattr(importlib.import_module(_HOMES[name]), name)
-    except ModuleNotFoundError as error:
-        if error.name not in ("jax", "jaxlib"):
-            raise
-        from influence_core.errors import BackendImportError
-
-        raise BackendImportError(
-            f"`influence_jax.{name}` needs JAX, which is not installed. "
-            'Install it with `pip install "influence-core[jax]"`.'
-        ) from error
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(__name__, _HOMES, ("jax", "jaxlib"), "JAX", "jax")

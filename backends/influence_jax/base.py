@@ -6,10 +6,10 @@ from typing import Any, Self
 
 from influence_core import Influence
 from influence_core.facade import Settings
+from influence_core.memory import check_memory
 from influence_jax.losses import Loss, check_loss
 from influence_jax.model import Apply, Model
 from influence_jax.plugin import influence_backends
-from influence_jax.problem import check_memory
 from influence_jax.snapshot import find_device
 
 

@@ -19,7 +19,7 @@ from influence_core.errors import (
     ModelError,
     OptionError,
 )
-from influence_core.methods.base import check_positive_integer
+from influence_core.memory import check_memory
 from influence_core.modes import LabelKind
 from influence_core.problem import Labels, Layer, LayerStatistics
 from influence_jax.data import JaxBatch, check_finite, make_batch, shown, without_none
@@ -42,7 +42,6 @@ from influence_jax.statistics import Observer, joined
 from influence_jax.tracing import Trace, trace
 from influence_jax.vectors import Layout
 
-_DEFAULT_MEMORY = 2**30
 # keywords that reach the backend through `Influence(..., **options)`
 _OPTIONS = ("max_memory",)
 # arrays of the size of a forward pass that one row of a second-order product holds
@@ -83,10 +82,9 @@ class JaxProblem:
                 f"{', '.join(map(repr, unknown))}. Correct the name, or leave it out."
             )
         check_loss(loss)
-        check_memory(max_memory)
         self._snapshot = Snapshot(model, device)
         self._losses = PointLosses(self._snapshot, loss)
-        self._memory = max_memory or _DEFAULT_MEMORY
+        self._memory = check_memory(max_memory)
         self._contract = Contract()
         self._checked = False
         self._example: Any = None
@@ -96,6 +94,11 @@ class JaxProblem:
     def reference(self) -> Array:
         """A parameter of the snapshot, in the dtype of the computation."""
         return next(iter(self._snapshot.parameters.values()))
+
+    @property
+    def max_memory(self) -> int:
+        """Bytes that a product may hold."""
+        return self._memory
 
     @property
     def parameters(self) -> Mapping[str, tuple[int, ...]]:
@@ -375,16 +378,6 @@ class JaxProblem:
         """Return how many rows fit into memory, each with some points and bytes of its own."""
         forward = points * self._traced(_point_shapes(x)).bytes
         return max(self._memory // max(_ARRAYS_PER_ROW * (forward + numbers), 1), 1)
-
-
-def check_memory(max_memory: Any) -> None:
-    """Raise unless `max_memory` is a number of bytes, or None.
-
-    Raises:
-        OptionError: it is no positive integer.
-    """
-    if max_memory is not None:
-        check_positive_integer("max_memory", max_memory, "or None for 1 GiB")
 
 
 def _point_shapes(x: Any) -> Any:

@@ -7,8 +7,9 @@ so that the plug-in registry can look at this package without importing scikit-l
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from influence_core.plugins import lazy_names
 
 if TYPE_CHECKING:
     from influence_sklearn.calls import influences, leave_one_out
@@ -24,22 +25,4 @@ _HOMES = {
     "leave_one_out": "influence_sklearn.calls",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        return getattr(importlib.import_module(_HOMES[name]), name)
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "sklearn":
-            raise
-        from influence_core.errors import BackendImportError
-
-        raise BackendImportError(
-            f"`influence_sklearn.{name}` needs scikit-learn, which is not installed. "
-            'Install it with `pip install "influence-core[sklearn]"`.'
-        ) from error
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(__name__, _HOMES, ("sklearn",), "scikit-learn", "sklearn")

@@ -14,13 +14,12 @@ import numpy as np
 
 from influence_core.arrays import from_host, namespace
 from influence_core.errors import CapabilityError, OptionError
+from influence_core.memory import check_memory
 from influence_core.problem import Array
 from influence_core.testing import ClosedFormBatch, ClosedFormProblem
 from influence_core.testing.batch import make_batch
 from influence_sklearn.data import columns, features, labels, numbers, unpack
 from influence_sklearn.estimators import read
-
-_DEFAULT_MEMORY = 2**30
 
 
 class SklearnProblem(ClosedFormProblem):
@@ -71,7 +70,7 @@ class SklearnProblem(ClosedFormProblem):
                 f"{loss!r}."
             )
         self._model = read(estimator, like, class_weight)
-        memory = _DEFAULT_MEMORY if max_memory is None else max_memory
+        memory = check_memory(max_memory)
         super().__init__(self._model, device=device, max_memory=memory)
 
     def batch(self, data: Any) -> ClosedFormBatch:

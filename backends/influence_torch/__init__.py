@@ -6,8 +6,9 @@ importing torch.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from influence_core.plugins import lazy_names
 
 if TYPE_CHECKING:
     from influence_core.errors import (
@@ -75,22 +76,4 @@ _HOMES = {
     "UnsupportedInfluenceModeException": "influence_core.errors",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        return getattr(importlib.import_module(_HOMES[name]), name)
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
-        from influence_core.errors import BackendImportError
-
-        raise BackendImportError(
-            f"`influence_torch.{name}` needs torch, which is not installed. "
-            'Install it with `pip install "influence-core[torch]"`.'
-        ) from error
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(__name__, _HOMES, ("torch",), "torch", "torch")

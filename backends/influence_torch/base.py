@@ -19,11 +19,12 @@ from influence_core.blocks import Regularization, make_blocks, make_regularizati
 from influence_core.curvature import Inverse, Solution
 from influence_core.facade import Settings
 from influence_core.fitted import FittedInfluence
+from influence_core.memory import check_memory
 from influence_core.modes import BlockMode
 from influence_core.problem import Array, Problem
 from influence_torch.losses import Loss, check_loss
 from influence_torch.plugin import influence_backends
-from influence_torch.problem import TorchProblem, check_memory
+from influence_torch.problem import TorchProblem
 from influence_torch.snapshot import Forward, check_device, check_forward, check_module
 
 _R = TypeVar("_R")

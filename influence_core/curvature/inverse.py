@@ -66,6 +66,10 @@ class Inverse(ABC):
     def solve(self, rows: Array, regularization: float) -> Solution:
         """Apply the inverse to `rows`, `(k, d)`."""
 
+    def solve_over(self, rows: Array, regularizations: Sequence[float]) -> list[Solution]:
+        """Apply the inverse to `rows` for every λ; overridden where they can share the work."""
+        return [self.solve(rows, regularization) for regularization in regularizations]
+
     @abstractmethod
     def on(self, problem: Problem, exchange: Exchange) -> Inverse:
         """Return the same inverse for the same model on another device."""
@@ -81,9 +85,7 @@ class Inverse(ABC):
         """
         swap = right.size < left.size
         solved, other = (right, left) if swap else (left, right)
-        solutions = [
-            self.solve(solved.rows(), regularization) for regularization in regularizations
-        ]
+        solutions = self.solve_over(solved.rows(), regularizations)
         xp = namespace(solutions[0].rows)
         products = other.products(xp.concat([solution.rows for solution in solutions]))
         scores = xp.reshape(products, (len(solutions), solved.size, other.size))

@@ -10,7 +10,7 @@ homogeneous inputs `a'` and output gradients `g` at `s` shared positions:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -119,14 +119,15 @@ class LayerData:
         inspect: Callable[[Batch], None] = lambda _: None,
     ) -> Tree:
         """Return the mean over the data of sums over points, a part of a batch at a time."""
-        seen = 0
+        seen = numbers = 0
 
         def of_batch(batch: Batch) -> Tree:
-            nonlocal seen
+            nonlocal seen, numbers
             if seen == 0 or batch.size > 1:  # a single point shows little: one such is enough
                 inspect(batch)
+            numbers = numbers or self._numbers(batch)
             shares, total = self._shares(batch), None
-            for part in self._parts(batch):
+            for part in parts_of(self.objective.problem, batch, numbers):
                 term = of_points(self._statistics(batch, part, seen), shares[part])
                 total = term if total is None else map_tree(_add, total, term)
             seen += batch.size
@@ -140,12 +141,11 @@ class LayerData:
         labels = self.labels.of_points(first + part.start, points.size)
         return self.problem.layer_statistics(points, self.names, labels)
 
-    def _parts(self, batch: Batch) -> Iterator[slice]:
-        """Yield slices of the batch whose statistics, and what is made of them, fit into memory."""
+    def _numbers(self, batch: Batch) -> int:
+        """Return what the statistics of a point, and what is made of them, take at once."""
         one = self._statistics(batch, slice(0, 1), 0)
         held = (each for seen in one.values() for each in (seen.inputs, seen.output_gradients))
-        numbers = _COPIES * sum(math.prod(each.shape) for each in held)
-        return parts_of(self.objective.problem, batch, numbers)
+        return _COPIES * sum(int(math.prod(each.shape)) for each in held)
 
     def _check(self, batch: Batch, parameters: Sequence[str]) -> None:
         few = batch[: min(CHECKED, batch.size)]

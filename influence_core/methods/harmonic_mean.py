@@ -7,6 +7,7 @@ diffusion models, ICLR 2024. Time: one pass of per-sample gradients a solve; mem
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -53,28 +54,40 @@ class HarmonicMeanInverse(Inverse):
 
     def solve(self, rows: Array, regularization: float) -> Solution:
         """Return the image of `rows`, `(k, d)`."""
+        return self.solve_over(rows, [regularization])[0]
+
+    def solve_over(self, rows: Array, regularizations: Sequence[float]) -> list[Solution]:
+        """Return the images of `rows` for every λ, from one pass over the data."""
         exchange, objective = self.curvature.exchange, self.curvature.objective
-        v = exchange.to_model(rows)
-        penalty = self.curvature.penalty()
-        inverse = 1.0 / (regularization if penalty is None else penalty + regularization)
-        scaled = v * inverse
-        drop = objective.reduce(lambda batch: self._drop(batch, scaled, inverse))
-        answer = exchange.to_solver(scaled - drop)
-        return Solution(answer, closed_form_report(np.zeros(rows.shape[0])))
+        v, penalty = exchange.to_model(rows), self.curvature.penalty()
+        inverses = [
+            1.0 / (value if penalty is None else penalty + value) for value in regularizations
+        ]
+        scaled = [v * inverse for inverse in inverses]
+        drops = objective.reduce(lambda batch: self._drops(batch, scaled, inverses))
+        report = closed_form_report(np.zeros(rows.shape[0]))
+        return [
+            Solution(exchange.to_solver(each - drop), report)
+            for each, drop in zip(scaled, drops, strict=True)
+        ]
 
     def on(self, problem: Problem, exchange: Exchange) -> HarmonicMeanInverse:
         """Return the same inverse on the device of the problem."""
         return replace(self, curvature=self.curvature.on(problem, exchange))
 
-    def _drop(self, batch: Batch, scaled: Array, inverse: Array | float) -> Array:
-        """Return the batch's mean of `D⁻¹gᵢ ⟨gᵢ, D⁻¹b⟩ / (1 + ⟨gᵢ, D⁻¹gᵢ⟩)`, `(k, d)`."""
+    def _drops(
+        self, batch: Batch, scaled: Sequence[Array], inverses: Sequence[Array | float]
+    ) -> list[Array]:
+        """Return the batch's mean of `D⁻¹gᵢ ⟨gᵢ, D⁻¹b⟩ / (1 + ⟨gᵢ, D⁻¹gᵢ⟩)` for every λ."""
         problem, block = self.curvature.problem, self.curvature.block
-        shares = ones((batch.size,), scaled) * point_shares(batch, scaled)
-        total = scaled * 0.0
+        shares = ones((batch.size,), problem.reference) * point_shares(batch, problem.reference)
+        totals = [each * 0.0 for each in scaled]
         for part in parts_of(problem, batch, _COPIES * block.size):
             gradients = problem.gradients(batch[part], block.names)
             xp = namespace(gradients)
-            lengths = xp.vecdot(gradients, gradients * inverse, axis=-1)
-            weights = shares[part] / (1.0 + lengths)
-            total = total + ((scaled @ xp.matrix_transpose(gradients)) * weights) @ gradients
-        return total * inverse
+            columns = xp.matrix_transpose(gradients)
+            for index, inverse in enumerate(inverses):
+                lengths = xp.vecdot(gradients, gradients * inverse, axis=-1)
+                weights = shares[part] / (1.0 + lengths)
+                totals[index] = totals[index] + ((scaled[index] @ columns) * weights) @ gradients
+        return [total * inverse for total, inverse in zip(totals, inverses, strict=True)]

@@ -3,6 +3,7 @@
 A plug-in author needs `BackendSpec` and `hookimpl`; `influence_backends` shows a whole plug-in.
 """
 
+from influence_core.plugins.lazy import lazy_names
 from influence_core.plugins.registry import Registry, default_registry, find_backend
 from influence_core.plugins.spec import (
     API_VERSION,
@@ -25,4 +26,5 @@ __all__ = [
     "hookimpl",
     "hookspec",
     "influence_backends",
+    "lazy_names",
 ]

@@ -22,6 +22,7 @@ from influence_core.arrays import (
     zeros,
 )
 from influence_core.errors import ModelError, OptionError
+from influence_core.memory import DEFAULT_MEMORY
 from influence_core.problem import Array, Labels, LayerStatistics
 from influence_core.problem import Layer as AffineLayer
 from influence_core.testing.batch import ClosedFormBatch, check_numbers, make_batch
@@ -75,6 +76,11 @@ class ClosedFormProblem:
     def reference(self) -> Array:
         """The first weight."""
         return self._values[self._layers[0].weight]
+
+    @property
+    def max_memory(self) -> int:
+        """Bytes that the core's arrays for this problem may take."""
+        return DEFAULT_MEMORY if self._max_memory is None else self._max_memory
 
     @property
     def parameters(self) -> dict[str, tuple[int, ...]]:

@@ -118,6 +118,8 @@ def test_fit_computes_nothing_of_its_own_and_a_solve_takes_one_pass(monkeypatch)
     assert len(passes) == 1
     model.influences(*setting.test(MANY), *setting.train)
     assert len(passes) == 2
+    model.influences_over(REGULARIZATIONS, *setting.test(), *setting.train)  # share one
+    assert len(passes) == 3
 
 
 def test_the_report_and_a_pickle():

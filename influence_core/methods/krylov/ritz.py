@@ -114,10 +114,6 @@ class Basis:
             return self._orthonormal(next(random)[: rows.shape[0], :])
         return block
 
-    def ritz_values(self, count: int) -> Host:
-        """Return the Ritz values largest in absolute value, `count` of them or all `j`."""
-        return self._spectrum(count)[0]
-
     def _spectrum(self, count: int) -> tuple[Host, Host]:
         values, columns = np.linalg.eigh(self.projected)
         order = np.argsort(-np.abs(values), kind="stable")[:count]
