@@ -228,6 +228,7 @@ class Case:
         make: the method with tolerances near what a library's precision can reach.
         inverse: the dense matrix that it applies.
         passes: over the data that a solve takes; None where they depend on the right-hand sides.
+        shares_path: one solve's passes serve every λ of a path.
         one_batch: answers depend on the batches: they are exact for a single one.
     """
 
@@ -235,6 +236,7 @@ class Case:
     make: Callable[[Library], Method]
     inverse: Inverse = _exact
     passes: int | None = 0
+    shares_path: bool = False
     one_batch: bool = False
 
     def __str__(self) -> str:
@@ -313,7 +315,13 @@ ALL = (
     Case("arnoldi full rank", lambda library: Arnoldi(FULL)),
     Case("nystroem", lambda library: NystroemSketch(RANK), _sketched),
     Case("nystroem full rank", lambda library: NystroemSketch(FULL)),
-    Case("harmonic mean", lambda library: InverseHarmonicMean(), _mean_of_inverses, passes=1),
+    Case(
+        "harmonic mean",
+        lambda library: InverseHarmonicMean(),
+        _mean_of_inverses,
+        passes=1,
+        shares_path=True,
+    ),
     Case("kfac", lambda library: Ekfac(), _factored("expected", False)),
     Case("ekfac", lambda library: Ekfac(True), _factored("expected", True)),
     Case("empirical kfac", lambda library: Ekfac(labels="given"), _factored("given", False)),
