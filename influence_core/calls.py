@@ -215,8 +215,8 @@ class InfluenceFunctionModel(ABC):
 
     def _factors(self, x: Any, y: Any, call: str) -> ByBlock:
         fitted, regularization = self._state()
-        batch = fitted.batch((x, y), f"{call}(x, y)")
-        factors, self._report = fitted.factors(batch, regularization)
+        points = fitted.test_points((x, y), f"{call}(x, y)")
+        factors, self._report = fitted.factors(points, regularization)
         return fitted.by_block(factors)
 
     def _influences(
@@ -237,6 +237,6 @@ class InfluenceFunctionModel(ABC):
         mode = parse_mode(InfluenceMode, mode, "mode")
         fitted, _ = self._state()
         rows = fitted.split(factors, f"{call}(z_test_factors, …)")
-        batch = fitted.batch((x, y), f"{call}(…, x, y)")
+        points = fitted.points((x, y), f"{call}(…, x, y)")
         products = fitted.products if mode is InfluenceMode.Up else fitted.mixed_products
-        return fitted, products(rows, batch)
+        return fitted, products(rows, points)

@@ -26,8 +26,8 @@ from influence_core.errors import CapabilityError, DataError, NonFiniteError
 from influence_core.memory import points_in_memory
 from influence_core.objective import check_iterable, read_batches, validate
 from influence_core.optimality import Optimality
-from influence_core.problem import Array, Batch, HandsOver, Movable, Problem, Shelters, Tree
-from influence_core.sources import GradientSource, Points
+from influence_core.problem import Array, HandsOver, Measures, Movable, Problem, Shelters, Tree
+from influence_core.sources import Points
 
 Reports: TypeAlias = "dict[str, SolveReport | None]"
 ByBlock: TypeAlias = "OrderedDict[str, Tree]"
@@ -66,6 +66,7 @@ class FittedInfluence:
         inverses: one for each block, by its name.
         exchange: the way from the model's array library to the solver's.
         training: what is known of the training data; None where a user's own method was fitted.
+        measured: the problem whose gradients the test points have, where it is another one.
     """
 
     problem: Problem
@@ -73,14 +74,17 @@ class FittedInfluence:
     inverses: Mapping[str, Inverse]
     exchange: Exchange
     training: Training | None = None
+    measured: Problem | None = None
 
-    def batch(self, data: Any, where: str) -> Batch:
-        """Return checked points of the user."""
-        batch = self.problem.batch(data)
-        validate(self.problem, batch, where)
-        return batch
+    def points(self, data: Any, where: str) -> Points:
+        """Return checked training points of the user."""
+        return self._checked(self.problem, data, where)
 
-    def sides(self, call: str, x_test: Any, y_test: Any, x: Any, y: Any) -> tuple[Batch, Batch]:
+    def test_points(self, data: Any, where: str) -> Points:
+        """Return checked test points of the user."""
+        return self._checked(self.measured or self.problem, data, where)
+
+    def sides(self, call: str, x_test: Any, y_test: Any, x: Any, y: Any) -> tuple[Points, Points]:
         """Return the test and the training points; without the latter, the test points twice.
 
         Raises:
@@ -92,12 +96,17 @@ class FittedInfluence:
                 f"`{call}` needs both `x` and `y`, or neither (the test points then stand on both "
                 f"sides); got `{given}` without `{missing}`."
             )
-        left = self.batch((x_test, y_test), f"{call}(x_test, y_test)")
-        return left, left if x is None else self.batch((x, y), f"{call}(…, x, y)")
+        left = self.test_points((x_test, y_test), f"{call}(x_test, y_test)")
+        if x is not None:
+            return left, self.points((x, y), f"{call}(…, x, y)")
+        same = self.measured is None
+        return left, left if same else self.points((x_test, y_test), f"{call}(x_test, y_test)")
 
-    def factors(self, batch: Batch, regularization: Mapping[str, float]) -> tuple[ByBlock, Reports]:
+    def factors(
+        self, points: Points, regularization: Mapping[str, float]
+    ) -> tuple[ByBlock, Reports]:
         """Return `(C + λI)⁻¹ ∇ℓ`, `(n, d)` for each block, in the solver's library."""
-        rows = {block.name: self.source(batch, block).rows() for block in self.blocks}
+        rows = {block.name: points.of(block.names).rows() for block in self.blocks}
         return self.solve(rows, regularization)
 
     def solve(
@@ -111,35 +120,33 @@ class FittedInfluence:
         return answers, reports
 
     def scores(
-        self, left: Batch, right: Batch, regularizations: Sequence[Mapping[str, float]]
+        self, left: Points, right: Points, regularizations: Sequence[Mapping[str, float]]
     ) -> tuple[ByBlock, Reports]:
         """Return `⟨(C + λI)⁻¹ ∇ℓ(left), ∇ℓ(right)⟩` for every λ, `(r, m, n)` for each block.
 
         The reports hold the right-hand sides of the first λ, then those of the second, and so on.
         """
         scores, reports = OrderedDict(), {}
-        test = self._points(left)
-        train = test if right is left else self._points(right)
         for block in self.blocks:
             scores[block.name], each = self.inverses[block.name].scores(
-                GradientSource(test, block.names),
-                GradientSource(train, block.names),
+                left.of(block.names),
+                right.of(block.names),
                 [regularization[block.name] for regularization in regularizations],
             )
             reports[block.name] = join_reports(each)
         return scores, reports
 
-    def products(self, factors: Mapping[str, Array], batch: Batch) -> ByBlock:
+    def products(self, factors: Mapping[str, Array], points: Points) -> ByBlock:
         """Return `⟨factors, ∇ℓ⟩`, `(m, n)` for each block."""
         return OrderedDict(
-            (block.name, self.source(batch, block).products(factors[block.name]))
+            (block.name, points.of(block.names).products(factors[block.name]))
             for block in self.blocks
         )
 
-    def mixed_products(self, factors: Mapping[str, Array], batch: Batch) -> ByBlock:
+    def mixed_products(self, factors: Mapping[str, Array], points: Points) -> ByBlock:
         """Return `⟨factors, ∇ₓ∇ℓ⟩`, `(m, n, *x.shape[1:])` for each block."""
         return OrderedDict(
-            (block.name, self.source(batch, block).mixed_products(factors[block.name]))
+            (block.name, points.of(block.names).mixed_products(factors[block.name]))
             for block in self.blocks
         )
 
@@ -156,7 +163,7 @@ class FittedInfluence:
         for group in self._groups(data):
             answers = [
                 self.inverses[b.name].self_scores(
-                    [GradientSource(points, b.names) for points in group], regularization[b.name]
+                    [points.of(b.names) for points in group], regularization[b.name]
                 )
                 for b in self.blocks
             ]
@@ -177,7 +184,7 @@ class FittedInfluence:
             if group and batch.size > room:
                 yield group
                 group, room = [], most
-            group.append(self._points(batch))
+            group.append(Points(self.problem, batch, self.exchange))
             room -= batch.size
         if group:
             yield group
@@ -225,25 +232,24 @@ class FittedInfluence:
         Raises:
             CapabilityError: the backend cannot move its problem.
         """
-        if not isinstance(self.problem, Movable):
-            raise CapabilityError(
-                f"`to({target!r})` needs a backend that offers `to`; "
-                f"{type(self.problem).__name__} does not. Move the model before `fit`."
-            )
-        problem = self.problem.to(target)
+        problem = _moved(self.problem, target)
+        measured = self.measured and _moved(self.measured, target)
         exchange = self.exchange.on(problem.reference)
         inverses = {name: inverse.on(problem, exchange) for name, inverse in self.inverses.items()}
         training = self.training and self.training.on(problem, exchange)
         return replace(
-            self, problem=problem, inverses=inverses, exchange=exchange, training=training
+            self,
+            problem=problem,
+            inverses=inverses,
+            exchange=exchange,
+            training=training,
+            measured=measured,
         )
 
-    def source(self, batch: Batch, block: Block) -> GradientSource:
-        """Return the gradients of the points with respect to one block."""
-        return GradientSource(self._points(batch), block.names)
-
-    def _points(self, batch: Batch) -> Points:
-        return Points(self.problem, batch, self.exchange)
+    def _checked(self, problem: Problem, data: Any, where: str) -> Points:
+        batch = problem.batch(data)
+        validate(problem, batch, where)
+        return Points(problem, batch, self.exchange)
 
     def _hand_over_leaf(self, answer: Array) -> Array:
         answer = hand_over(self.problem, self.exchange.to_model(answer))
@@ -280,6 +286,31 @@ class FittedInfluence:
         if not read_flag(namespace(rows).all(namespace(rows).isfinite(rows))):
             raise DataError(f"`{call}` needs finite factors; some are NaN or infinite.")
         return self.exchange.to_solver(rows)
+
+
+def measured_problem(problem: Problem, quantity: Any) -> Problem | None:
+    """Return the problem of the test points, for what is measured there; None where it is the loss.
+
+    Raises:
+        CapabilityError: the backend cannot differentiate another quantity.
+    """
+    if quantity is None:
+        return None
+    if isinstance(problem, Measures):
+        return problem.with_loss(quantity)
+    raise CapabilityError(
+        f"`measuring(quantity)` needs a backend that offers `with_loss`; {type(problem).__name__} "
+        "does not. Measure the loss, or use the torch or the JAX backend."
+    )
+
+
+def _moved(problem: Problem, target: Any) -> Problem:
+    if isinstance(problem, Movable):
+        return problem.to(target)
+    raise CapabilityError(
+        f"`to({target!r})` needs a backend that offers `to`; {type(problem).__name__} does not. "
+        "Move the model before `fit`."
+    )
 
 
 def shelter(problem: Problem) -> AbstractContextManager[None]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any, Self
 
+from influence_core import storage
 from influence_core.arrays import check_array_backend, concatenate_trees, device, exchange_for
 from influence_core.blocks import (
     Block,
@@ -18,7 +21,14 @@ from influence_core.blocks import (
 from influence_core.calls import InfluenceFunctionModel
 from influence_core.curvature import make_curvature
 from influence_core.errors import OptionError, RegularizationError
-from influence_core.fitted import ByBlock, FittedInfluence, Training, hand_over, shelter
+from influence_core.fitted import (
+    ByBlock,
+    FittedInfluence,
+    Training,
+    hand_over,
+    measured_problem,
+    shelter,
+)
 from influence_core.methods import Method
 from influence_core.modes import BlockMode, SecondOrderMode, parse_mode
 from influence_core.objective import Objective
@@ -82,6 +92,7 @@ class Influence(InfluenceFunctionModel):
         self._options = {**options, "max_memory": max_memory}
         self._device: Any = None
         self._fitted: FittedInfluence | None = None
+        self._quantity: Any = None
         if isinstance(block_structure, Mapping):
             self._blocks()
         else:
@@ -184,6 +195,29 @@ class Influence(InfluenceFunctionModel):
         self._device = device
         return self
 
+    @InfluenceFunctionModel.fit_required
+    def measuring(self, quantity: Any) -> Self:
+        """Return a copy whose test points are measured by `quantity` instead of the loss.
+
+        In every call of the copy, `quantity(output, y_test)` takes the place of the test loss: a
+        logit margin, say, or the log-probability of given tokens. The training points keep their
+        loss, and so does the curvature; nothing is fitted again. A positive score then says that
+        the quantity rises when the training point is removed.
+
+        Args:
+            quantity: a function like the loss: of a batch, its mean, sum or vector over the points.
+
+        Raises:
+            NotFittedException: before `fit`.
+            CapabilityError: the backend cannot differentiate another quantity.
+        """
+        fitted, _ = self._state()
+        copied = copy.copy(self)
+        copied._quantity = quantity
+        copied._fitted = replace(fitted, measured=measured_problem(fitted.problem, quantity))
+        copied._report = None
+        return copied
+
     @property
     @InfluenceFunctionModel.fit_required
     def gradient_norm(self) -> float:
@@ -245,9 +279,9 @@ class Influence(InfluenceFunctionModel):
             DataError: the points cannot be used.
         """
         fitted, regularization = self._state()
-        batch = fitted.batch((x, y), "parameter_changes(x, y)")
+        points = fitted.points((x, y), "parameter_changes(x, y)")
         changes, self._report = parameter_changes(
-            fitted, _training(fitted), batch, regularization, leverage=leverage
+            fitted, _training(fitted), points, regularization, leverage=leverage
         )
         return fitted.hand_over(concatenate_trees(list(changes.values()), axis=1))
 
@@ -299,6 +333,53 @@ class Influence(InfluenceFunctionModel):
         shares, self._report = fitted.scores(left, right, each)
         return fitted, shares
 
+    @InfluenceFunctionModel.fit_required
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write what `fit` prepared to the directory `path`, for `influence_core.load`.
+
+        The arrays are written as safetensors, everything else as readable JSON. The directory
+        appears as a whole or not at all; state that was saved there before is replaced. Model and
+        data are not written, only hashes of their content: CG, LiSSA and the harmonic mean need
+        the data again, and make one pass over it here.
+
+        Args:
+            path: in an existing directory.
+
+        Raises:
+            NotFittedException: before `fit`.
+            StorageError: writing fails, there is something else at `path`, or a method or class of
+                the user's holds something that cannot be stored.
+            CapabilityError: the backend does not hand out its parameters.
+            MissingExtraError: safetensors is not installed.
+        """
+        fitted, regularization = self._state()
+        setup = storage.Setup(
+            kind=type(self),
+            backend=self._spec,
+            method=self._method,
+            regularization=regularization,
+            block_structure=self._structure,
+            second_order_mode=self._mode,
+            array_backend=self._array_backend,
+            options=self._options,
+        )
+        storage.save(path, setup, self._loss, fitted, _training(fitted))
+
+    @classmethod
+    def _unfitted(
+        cls, model: Any, loss: Any, *, options: Mapping[str, Any], **settings: Any
+    ) -> Self:
+        """Return an instance with settings that were saved; a class with others overrides this."""
+        instance = cls.__new__(cls)
+        Influence.__init__(instance, model, loss, **settings, **options)
+        return instance
+
+    def _resume(self, restored: Callable[[Problem], FittedInfluence]) -> None:
+        """Take what was saved of a fit, restored for the problem of the present parameters."""
+        problem = self._problem()
+        with shelter(problem):
+            self._fitted = restored(problem)
+
     def _fit(self, problem: Problem, data: Any) -> FittedInfluence:
         blocks = make_blocks(self._structure, problem.parameters)
         regularization = self._by_block(self._regularization, blocks)
@@ -313,7 +394,8 @@ class Influence(InfluenceFunctionModel):
         prepared = self._method.prepare_blocks(list(curvatures.values()))
         inverses = dict(zip(curvatures, prepared, strict=True))
         training = Training(curvatures, objective.weight, optimality)
-        return FittedInfluence(problem, blocks, inverses, exchange, training)
+        measured = measured_problem(problem, self._quantity)
+        return FittedInfluence(problem, blocks, inverses, exchange, training, measured)
 
     def _state(self) -> tuple[FittedInfluence, dict[str, float]]:
         assert self._fitted is not None  # every caller is decorated with fit_required

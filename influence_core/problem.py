@@ -127,6 +127,18 @@ class Validates(Protocol):
 
 
 @runtime_checkable
+class Measures(Protocol):
+    """Can differentiate another quantity than the loss, at the same parameters."""
+
+    def with_loss(self, loss: Any) -> Problem:
+        """Return the same snapshot with `loss(output, y)`, as the backend takes it, for its loss.
+
+        `loss` follows the contract of the backend's losses: it has a value for every point.
+        """
+        ...
+
+
+@runtime_checkable
 class Movable(Protocol):
     """Can be moved to another device."""
 
@@ -205,6 +217,10 @@ class Layer:
         inputs: `i`.
         outputs: `o`.
         transposed: whether the parameter called `weight` holds `Wᵀ`, `(i, o)`.
+        first: the first row of the parameters that is this layer's. Those of a grouped convolution
+            or of a stacked projection hold the rows of several layers, one after the other.
+        lookup: whether `a` is a unit vector and its index is what the layer sees, as an embedding
+            does; it has no bias.
     """
 
     weight: str | None
@@ -212,6 +228,26 @@ class Layer:
     inputs: int
     outputs: int
     transposed: bool = False
+    first: int = 0
+    lookup: bool = False
+
+
+@dataclass(frozen=True)
+class FreeParameters:
+    """Parameters whose gradients are no products of two factors: those of a normalisation, say.
+
+    They stand in one vector of length `o`, one after the other, row-major.
+
+    Attributes:
+        names: of the parameters.
+        outputs: `o`, the sum of their sizes.
+        fault: why they should be an affine layer's and cannot be (a tied weight, say); None where
+            they are what they should be.
+    """
+
+    names: tuple[str, ...]
+    outputs: int
+    fault: str | None = None
 
 
 @dataclass(frozen=True)
@@ -236,22 +272,26 @@ class LayerStatistics:
     """What one layer saw of a batch: gradients of its parameters are `Σ_s g_s ⊗ a_s`.
 
     Attributes:
-        inputs: `a`, `(n, s, i)`, without a column of ones for the bias.
+        inputs: `a`, `(n, s, i)`, without a column of ones for the bias; the indices `(n, s)` of a
+            lookup, `(n, s, 0)` for free parameters, whose gradients are `Σ_s g_s`.
         output_gradients: `g = ∂ℓᵢ/∂z`, `(c, n, s, o)`. The sum over the `c` slices of what is
             quadratic in them is its mean over the labels: one slice for given labels, a slice times
             `√p` for every class, or a slice times `1/√draws` for every draw.
+        counted: `(n, s)`, one where a position is a point's own and zero where it is padding; None
+            where there is no padding. Padding has no gradients, and does not count in averages.
     """
 
     inputs: Array
     output_gradients: Array
+    counted: Array | None = None
 
 
 @runtime_checkable
 class HasLayers(Protocol):
     """Shows what its affine layers see: the stuff of Kronecker factors."""
 
-    def layers(self) -> Mapping[str, Layer]:
-        """Return name to layer of all that can be factored and have a parameter of the problem."""
+    def layers(self) -> Mapping[str, Layer | FreeParameters]:
+        """Return name to layer of all that have a parameter of the problem."""
         ...
 
     def layer_statistics(

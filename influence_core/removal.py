@@ -24,26 +24,27 @@ from influence_core.arrays import epsilon, masked_reciprocal, namespace, read_fl
 from influence_core.errors import ConditioningWarning, warn
 from influence_core.fitted import ByBlock, FittedInfluence, Reports, Training
 from influence_core.problem import Array, Batch
+from influence_core.sources import Points
 
 
 def removal_effects(
     fitted: FittedInfluence,
     training: Training,
-    left: Batch,
-    right: Batch,
+    left: Points,
+    right: Points,
     regularization: Mapping[str, float],
 ) -> tuple[Array, Reports]:
     """Return the change of the loss of every test point, `(m, n)`, to first order."""
     shares, reports = fitted.scores(left, right, [regularization])
     scores = reduce(_add, [share[0, ...] for share in shares.values()])
-    return scores * point_weights(training, right, scores), reports
+    return scores * point_weights(training, right.batch, scores), reports
 
 
 def corrected_removal_effects(
     fitted: FittedInfluence,
     training: Training,
-    left: Batch,
-    right: Batch,
+    left: Points,
+    right: Points,
     regularization: Mapping[str, float],
 ) -> tuple[Array, Reports]:
     """Return the same with the leverage of every training point, all of which are solved for.
@@ -60,7 +61,7 @@ def corrected_removal_effects(
 def parameter_changes(
     fitted: FittedInfluence,
     training: Training,
-    batch: Batch,
+    points: Points,
     regularization: Mapping[str, float],
     *,
     leverage: bool,
@@ -70,13 +71,14 @@ def parameter_changes(
     Warns:
         ConditioningWarning: a point has a leverage of one or more; it is left uncorrected.
     """
-    rows = {b.name: fitted.source(batch, b).rows() for b in fitted.blocks}
+    rows = {block.name: points.of(block.names).rows() for block in fitted.blocks}
     steps, reports = fitted.solve(rows, regularization)
-    weights = point_weights(training, batch, fitted.exchange.solver)
+    weights = point_weights(training, points.batch, fitted.exchange.solver)
     if leverage:
         slopes = reduce(_add, [row_dots(rows[name], steps[name]) for name in rows])
         bends = reduce(
-            _add, [training.curvatures[name].quadratics(batch, steps[name]) for name in rows]
+            _add,
+            [training.curvatures[name].quadratics(points.batch, steps[name]) for name in rows],
         )
         ratios = weights * bends * masked_reciprocal(slopes, slopes != 0)
         weights = weights * _correction(ratios)

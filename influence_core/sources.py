@@ -73,6 +73,10 @@ class Points:
         """The first point alone: it shows what all of them will take."""
         return Points(self.problem, self.batch[0:1], self.exchange)
 
+    def of(self, names: tuple[str, ...]) -> GradientSource:
+        """Return the gradients with respect to the parameters of a block."""
+        return GradientSource(self, names)
+
     def _check(self, layers: Mapping[str, Layer], found: Mapping[str, LayerStatistics]) -> None:
         own = {name for layer in layers.values() for name in (layer.weight, layer.bias)}
         names = [name for name in self.problem.parameters if name in own]

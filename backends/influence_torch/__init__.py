@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from influence_torch.direct import DirectInfluence
     from influence_torch.ekfac import EkfacInfluence
     from influence_torch.inverse_harmonic_mean import InverseHarmonicMeanInfluence
+    from influence_torch.likelihoods import cross_entropy, next_token_cross_entropy
     from influence_torch.lissa import LissaInfluence
     from influence_torch.nystroem import NystroemSketchInfluence
     from influence_torch.problem import TorchProblem
@@ -52,6 +53,8 @@ __all__ = [
     "TorchInfluenceFunctionModel",
     "TorchProblem",
     "UnsupportedInfluenceModeException",
+    "cross_entropy",
+    "next_token_cross_entropy",
 ]
 
 _HOMES = {
@@ -74,6 +77,8 @@ _HOMES = {
     "TorchInfluenceFunctionModel": "influence_torch.base",
     "TorchProblem": "influence_torch.problem",
     "UnsupportedInfluenceModeException": "influence_core.errors",
+    "cross_entropy": "influence_torch.likelihoods",
+    "next_token_cross_entropy": "influence_torch.likelihoods",
 }
 
 __getattr__, __dir__ = lazy_names(__name__, _HOMES, ("torch",), "torch", "torch")

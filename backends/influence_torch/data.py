@@ -18,6 +18,8 @@ from influence_core.errors import DataError, DataTypeError
 
 _ONE_AT_A_TIME = threading.RLock()
 _PAIRS = "Pass a list of (x, y) batches, such as [(x, y)], or a DataLoader of pairs."
+# the key of the targets where a batch is a mapping, as the collators of transformers make it
+_LABELS = "labels"
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ def make_batch(data: Any, device: torch.device, half_to: torch.dtype | None) -> 
     """Check an `(x, y)` pair and move it.
 
     Args:
-        data: the pair.
+        data: the pair; or a mapping with the key ``"labels"``, which is read as `(rest, labels)`.
         device: where to.
         half_to: the dtype that floating-point data is cast to; None leaves it as it is.
 
@@ -47,8 +49,13 @@ def make_batch(data: Any, device: torch.device, half_to: torch.dtype | None) -> 
         DataTypeError: it is no pair, or holds something else than tensors.
         DataError: the lengths differ or are zero.
     """
+    if isinstance(data, Mapping) and _LABELS in data:
+        data = {key: value for key, value in data.items() if key != _LABELS}, data[_LABELS]
     if not isinstance(data, tuple | list) or len(data) != 2:
-        raise DataTypeError(f"a batch must be a pair (x, y); got {_described(data)}. {_PAIRS}")
+        raise DataTypeError(
+            "a batch must be a pair (x, y), or a mapping with the key 'labels'; got "
+            f"{_described(data)}. {_PAIRS}"
+        )
     lengths = [*_lengths(data[0], "x"), *_lengths(data[1], "y")]
     if len(set(lengths)) != 1 or lengths[0] == 0:
         raise DataError(
@@ -189,4 +196,6 @@ def _moved(tensor: Tensor, device: torch.device, half_to: torch.dtype | None) ->
 def _described(value: Any) -> str:
     if isinstance(value, tuple | list):
         return f"a {type(value).__name__} of {len(value)}"
+    if isinstance(value, Mapping):
+        return f"a {type(value).__name__} with the keys {list(value)}"
     return type(value).__name__

@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -20,8 +19,6 @@ from torch import Tensor, nn
 from influence_core.arrays import map_tree
 from influence_core.errors import DataTypeError, OptionError
 from influence_core.memory import check_memory
-from influence_core.modes import LabelKind
-from influence_core.problem import Labels, Layer, LayerStatistics
 from influence_torch.data import (
     RandomStates,
     TorchBatch,
@@ -32,11 +29,9 @@ from influence_torch.data import (
     read_untouched,
     with_leaves,
 )
-from influence_torch.execution import Execution
 from influence_torch.gauss_newton import gauss_newton_chain
 from influence_torch.indexed import indexed_batches
-from influence_torch.layers import find_layers, joined, perturbed, record
-from influence_torch.likelihoods import Slices, known_likelihood, one_slice
+from influence_torch.layer_passes import LayerPasses
 from influence_torch.losses import Loss, PointLosses
 from influence_torch.snapshot import Forward, Snapshot
 from influence_torch.transforms import Looped, Point, Pull, Transforms, Vectorized
@@ -52,7 +47,7 @@ _OPTIONS = ("forward", "max_memory")
 _TENSORS_PER_ROW = 4
 
 
-class TorchProblem(Execution):
+class TorchProblem(LayerPasses):
     """A `torch.nn.Module` and its loss at the parameters that the module has now.
 
     Args:
@@ -128,6 +123,13 @@ class TorchProblem(Execution):
             self._checked = True
         check_finite(batch, where)
         self._check_loss(batch, where)
+
+    def with_loss(self, loss: Loss) -> TorchProblem:
+        """Return the same snapshot with another loss."""
+        other = copy.copy(self)
+        other._loss = loss
+        other._losses = PointLosses(self._snapshot, loss)
+        return other
 
     def to(self, device: Any) -> TorchProblem:
         """Return the same problem on `device`."""
@@ -310,57 +312,6 @@ class TorchProblem(Execution):
 
         return only_leaves(batch.x, self._run("mixed_gradient_products", compute))
 
-    def layers(self) -> Mapping[str, Layer]:
-        """Return name to layer of every `nn.Linear` that has a parameter of the problem."""
-        return find_layers(self._snapshot)
-
-    def layer_statistics(
-        self, batch: TorchBatch, layers: Sequence[str], labels: Labels
-    ) -> Mapping[str, LayerStatistics]:
-        """Return what the layers see of the points: a forward pass, and a backward pass a slice.
-
-        The distribution of the labels is known for `cross_entropy` of this package and of torch.
-
-        Raises:
-            CapabilityError: another loss, and labels that are not the given ones.
-            NotImplementedLayerRepresentationException: a layer is called with something that does
-                not have the points along its first axis.
-        """
-        self._learn(batch)
-        # without a reduction the batch loss cannot stand in for the losses of the points
-        given = labels.kind is LabelKind.GIVEN
-        most = 1 if given and self._losses.reduction is None else None
-        return joined(
-            [
-                self._layer_statistics(part, layers, _of_points(labels, points))
-                for points, part in self._parts(batch, most)
-            ]
-        )
-
-    def _layer_statistics(
-        self, batch: TorchBatch, names: Sequence[str], labels: Labels
-    ) -> dict[str, LayerStatistics]:
-        layers = self.layers()
-        with self._kernels():
-            calls = record(self._snapshot, {n: layers[n] for n in names}, batch.x, batch.size)
-            slices = self._slices(calls.outputs, batch, labels)
-        layout = Layout.of(calls.zeros, list(calls.zeros))
-        chunk = self._rows(self._losses.bytes_per_point * batch.size, layout)
-
-        def compute(transforms: Transforms) -> Point:
-            pull = transforms.pullback(
-                lambda e: slices.target(perturbed(self._snapshot, names, batch.x, e)), calls.zeros
-            )
-            return transforms.each(lambda r: pull(slices.cotangent(r)), slices.rows, chunk)
-
-        gradients = self._run("layer_statistics", compute) if calls.zeros else {}
-        return calls.statistics(gradients, slices.count, self.reference)
-
-    def _slices(self, outputs: Any, batch: TorchBatch, labels: Labels) -> Slices:
-        if labels.kind is not LabelKind.GIVEN:
-            return known_likelihood(self._loss, labels.kind).slices(outputs, batch.y, labels)
-        return one_slice(lambda f: self._losses.mean_of_outputs(f, batch) * batch.size, outputs)
-
     def values(self, names: Sequence[str]) -> Tensor:
         """Return the parameters of the snapshot, `(d,)`."""
         parameters = self._snapshot.parameters
@@ -374,7 +325,3 @@ class TorchProblem(Execution):
 
 def _unsqueezed(tree: Any) -> Any:
     return map_tree(lambda t: t.unsqueeze(0), tree)
-
-
-def _of_points(labels: Labels, points: slice) -> Labels:
-    return replace(labels, uniforms=lambda positions: labels.uniforms(positions)[:, points])

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from dense import Dense
+from seen import EXPECTED, GIVEN, SAMPLED, fixed, labels, slices, statistics
 from textbook import Textbook
 from torch import nn
 from zoo import batches, classes, close, normal, seeded
@@ -19,8 +20,8 @@ from influence_core.errors import (
     ModelError,
     NotImplementedLayerRepresentationException,
 )
-from influence_core.modes import LabelKind
 from influence_core.problem import (
+    FreeParameters,
     HasLayers,
     HasValues,
     Labels,
@@ -30,25 +31,7 @@ from influence_core.problem import (
 from influence_torch import TorchProblem
 from influence_torch.likelihoods import cross_entropy
 
-GIVEN, EXPECTED, SAMPLED = LabelKind.GIVEN, LabelKind.EXPECTED, LabelKind.SAMPLED
 N, T = 11, 2
-
-
-def no_uniforms(positions):
-    raise AssertionError("nothing is random here")
-
-
-def labels(kind, uniforms=no_uniforms):
-    return Labels(kind, uniforms)
-
-
-def fixed(draws, n, seed=0):
-    """The same numbers for the same points, however they are cut."""
-
-    def draw(positions):
-        return np.random.default_rng(seed).random((draws, 64, positions))[:, :n]
-
-    return draw
 
 
 def mlp(bias=True):
@@ -149,28 +132,6 @@ MODELS = {
 def case(request):
     make, x, y = MODELS[request.param]
     return seeded(make), x, y
-
-
-def rebuilt(problem, found):
-    """Gradients of all parameters, `(c, n, p)`, from what their layers saw."""
-    parts = {}
-    for name, layer in problem.layers().items():
-        a, g = found[name].inputs, found[name].output_gradients
-        if layer.weight is not None:
-            parts[layer.weight] = torch.einsum("cnso,nsi->cnoi", g, a).flatten(2)
-        if layer.bias is not None:
-            parts[layer.bias] = g.sum(2)
-    assert parts.keys() == problem.parameters.keys()
-    return torch.cat([parts[name] for name in problem.parameters], dim=2)
-
-
-def statistics(problem, x, y, wanted, names=None):
-    names = list(problem.layers()) if names is None else names
-    return problem.layer_statistics(problem.batch((x, y)), names, wanted)
-
-
-def slices(problem, x, y, wanted):
-    return rebuilt(problem, statistics(problem, x, y, wanted))
 
 
 def test_protocols():
@@ -485,11 +446,17 @@ class TestLayers:
         parametrized = nn.utils.parametrizations.weight_norm(nn.Linear(3, 3))
         patched = nn.Linear(3, 3)
         patched.forward = lambda x: x
-        model = nn.Sequential(
-            Doubling(3, 3), nn.LayerNorm(3), nn.Conv1d(3, 3, 1), parametrized, patched
-        )
-        problem = TorchProblem(model, cross_entropy)
-        assert problem.layers() == {"3": Layer(None, "3.bias", 3, 3)}
+        model = nn.Sequential(Doubling(3, 3), parametrized, patched)
+        own = "1.parametrizations.weight.original"
+        assert TorchProblem(model, cross_entropy).layers() == {
+            "0": FreeParameters(("0.weight", "0.bias"), 12),
+            "1": Layer(None, "1.bias", 3, 3),
+            "1.parametrizations.weight": FreeParameters((f"{own}0", f"{own}1"), 12),
+            "2.weight": FreeParameters(
+                ("2.weight",), 9, "Linear (2) is no layer that can be factored"
+            ),
+            "2.bias": FreeParameters(("2.bias",), 3, "Linear (2) is no layer that can be factored"),
+        }
 
     def test_parameters_of_several_modules(self):
         model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
@@ -497,6 +464,7 @@ class TestLayers:
         assert TorchProblem(model, cross_entropy).layers() == {
             "0": Layer(None, "0.bias", 3, 3),
             "1": Layer(None, "1.bias", 3, 3),
+            "0.weight": FreeParameters(("0.weight",), 9, "the modules '0' and '1' share it"),
         }
 
     def test_unused(self):
@@ -509,21 +477,39 @@ class TestLayers:
         alone = statistics(problem, VECTORS, LABELS, labels(EXPECTED), ["spare"])["spare"]
         assert torch.equal(alone.output_gradients, found.output_gradients)
 
-    @pytest.mark.parametrize("how", ["one vector", "positions first"])
+    @pytest.mark.parametrize("how", ["one vector", "one row", "positions first"])
     def test_points_that_are_not_in_front(self, how):
         class Odd(nn.Module):
             def __init__(self):
                 super().__init__()
                 self.layer, self.head = nn.Linear(3, 3), nn.Linear(3, 3)
-                self.register_buffer("vector", torch.ones(3))
+                self.again = nn.Linear(3, 3)
+                self.register_buffer("vector", torch.arange(3.0))
 
             def forward(self, x):
-                if how == "one vector":
-                    return self.head(x[:, 0]) + self.layer(self.vector)
-                return self.head(self.layer(x.movedim(0, 1)).sum(0))
+                if how == "positions first":
+                    return self.head(self.layer(x.movedim(0, 1)).sum(0)) + self.again(x[:, 1])
+                vector = self.vector if how == "one vector" else self.vector[None]
+                return self.head(x[:, 0]) + self.again(torch.tanh(self.layer(vector)))
+
+        model = seeded(Odd)
+        problem = TorchProblem(model, cross_entropy)
+        want = Dense(model, cross_entropy, SEQUENCES, LABELS).gradients(SEQUENCES, LABELS)
+        parts = batches(SEQUENCES, LABELS, 1) + batches(SEQUENCES, LABELS, 4)
+        got = [slices(problem, *part, labels(GIVEN))[0] for part in parts]
+        close(torch.cat(got), torch.cat([want, want]), 1e-12)
+
+    def test_points_in_several_places(self):
+        class Odd(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.layer = nn.Linear(3, 3)
+
+            def forward(self, x):
+                return self.layer(x).sum(1) + self.layer(x.movedim(0, 1)).sum(0)
 
         problem = TorchProblem(seeded(Odd), cross_entropy)
-        with pytest.raises(NotImplementedLayerRepresentationException, match=r"'layer'.*first"):
+        with pytest.raises(NotImplementedLayerRepresentationException, match=r"'layer'.*along 1"):
             statistics(problem, SEQUENCES, LABELS, labels(EXPECTED))
 
     def test_hooks_of_the_user(self):

@@ -1,10 +1,10 @@
-"""The distribution of the labels that a loss belongs to, and gradients at labels drawn from it.
+"""Cross-entropy: a class at every position, with the probabilities of a softmax.
 
-Under cross-entropy the label at a position `t` of a point has the probabilities `p_t`, the softmax
-of its outputs, independently of the others. With `w_t` the share of the position in the loss of
-the point, the gradient in the outputs at label `c` is `w_t (p_t - e_c)`, whose mean over the labels
-is zero: what is quadratic in the gradient of the point has as its mean over the labels the sum over
-`t` and `c` of what it is for `√p_tc · w_t (p_t - e_c)`.
+The label at a position `t` of a point has the probabilities `p_t`, the softmax of its outputs,
+independently of the others. With `w_t` the share of the position in the loss of the point, the
+gradient in the outputs at label `c` is `w_t (p_t - e_c)`, whose mean over the labels is zero: what
+is quadratic in the gradient of the point has as its mean over the labels the sum over `t` and `c`
+of what it is for `√p_tc · w_t (p_t - e_c)`.
 """
 
 from __future__ import annotations
@@ -12,26 +12,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from influence_core.errors import CapabilityError, LossError
+from influence_core.errors import LossError
 from influence_core.modes import LabelKind
 from influence_core.problem import Labels
-from influence_torch.losses import Loss
+from influence_torch.likelihoods.base import FEW, Likelihood, Slices, kind_or
 
 # as in torch: the label of a position that has no loss
-_IGNORED = -100
-# up to here the exact expectation is what is meant where nobody says
-_FEW_CLASSES = 32
-
-_KNOWN = (
-    "influence_torch.likelihoods.cross_entropy, torch.nn.functional.cross_entropy and "
-    "torch.nn.CrossEntropyLoss without class weights, label smoothing and ignore_index >= 0"
-)
+IGNORED = -100
 
 
 def cross_entropy(outputs: Tensor, y: Tensor) -> Tensor:
@@ -48,65 +40,67 @@ def cross_entropy(outputs: Tensor, y: Tensor) -> Tensor:
     """
     outputs = outputs.movedim(_class_axis(outputs, y), 1)
     losses = F.cross_entropy(outputs, y, reduction="none")
-    shares = _averaged(_counts(outputs, y, _IGNORED))
+    shares = _averaged(_counts(outputs, y, IGNORED))
     return (losses.reshape(shares.shape) * shares).sum(dim=1).mean()
 
 
-@dataclass(frozen=True)
-class Slices:
-    """Gradients in the outputs of a model, or in something that is made of them, one a slice.
+def next_token_cross_entropy(outputs: Tensor, y: Tensor) -> Tensor:
+    """Return the mean over the points of the mean cross-entropy of every next token.
 
-    Attributes:
-        rows: what tells the slices apart, tensors `(c, …)`.
-        cotangent: a row ↦ the gradients in the target.
-        target: the outputs ↦ what the gradients belong to.
+    The output at a position is held against the token behind it, as causal language models are
+    trained; the last output has none.
+
+    Args:
+        outputs: logits, `(n, t, classes)`.
+        y: tokens, `(n, t)`, those of the inputs; -100 marks one that does not count.
+
+    Raises:
+        LossError: the shapes do not go together.
     """
-
-    rows: dict[str, Tensor]
-    cotangent: Callable[[Mapping[str, Tensor]], Tensor]
-    target: Callable[[Any], Tensor] = lambda outputs: outputs
-
-    @property
-    def count(self) -> int:
-        """Number of slices `c`."""
-        return next(iter(self.rows.values())).shape[0]
-
-
-def one_slice(total: Callable[[Any], Tensor], outputs: Any) -> Slices:
-    """Return the gradient of a number, `outputs ↦ ()`."""
-    one = torch.ones_like(total(outputs)).unsqueeze(0)
-    return Slices({"one": one}, lambda row: row["one"], total)
+    if y.ndim != 2 or outputs.shape[:-1] != y.shape:
+        raise LossError(
+            "`next_token_cross_entropy(outputs, y)` needs outputs (n, t, classes) for tokens (n, t)"
+            f"; got outputs {tuple(outputs.shape)} and tokens {tuple(y.shape)}. Bring the outputs "
+            "into this form, through `forward=` say."
+        )
+    outputs, y = outputs.movedim(-1, 1), _next(y)
+    losses = F.cross_entropy(outputs, y, reduction="none")
+    return (losses * _averaged(_counts(outputs, y, IGNORED))).sum(dim=1).mean()
 
 
 @dataclass(frozen=True)
-class Likelihood:
+class Categorical(Likelihood):
     """The distribution that a cross-entropy belongs to.
 
     Attributes:
         anywhere: whether the shapes tell the axis of the classes; otherwise it is axis 1.
         averaged: whether the loss of a point is the mean over its positions, or their sum.
         ignored: the label of a position that does not count.
+        shifted: whether an output is held against the label behind it; the classes come last then.
     """
 
     anywhere: bool
     averaged: bool = True
-    ignored: int = _IGNORED
+    ignored: int = IGNORED
+    shifted: bool = False
 
     def slices(self, outputs: Tensor, y: Tensor, labels: Labels) -> Slices:
-        """Return the gradients at expected or sampled labels.
-
-        Where the kind is None: at expected ones for one distribution a point over few classes.
-        """
+        """Return the gradients at expected or sampled labels."""
         softmax = self._softmax(outputs, y)
         _, positions, classes = softmax.probabilities.shape
-        few = positions == 1 and classes <= _FEW_CLASSES
-        kind = labels.kind or (LabelKind.EXPECTED if few else LabelKind.SAMPLED)
-        if kind is LabelKind.EXPECTED:
+        few = positions == 1 and classes <= FEW
+        if kind_or(labels, LabelKind.EXPECTED if few else LabelKind.SAMPLED) is LabelKind.EXPECTED:
             return softmax.expected()
         return softmax.sampled(torch.tensor(labels.uniforms(positions)))
 
+    def _aligned(self, outputs: Tensor, y: Tensor) -> tuple[int, Tensor]:
+        """Return the axis of the classes, and the labels that stand where their outputs do."""
+        if self.shifted:
+            return -1, _next(y)
+        return _class_axis(outputs, y) if self.anywhere else 1, y
+
     def _softmax(self, outputs: Tensor, y: Tensor) -> _Softmax:
-        axis = _class_axis(outputs, y) if self.anywhere else 1
+        axis, y = self._aligned(outputs, y)
         probabilities = outputs.softmax(axis).movedim(axis, -1)
         counts = _counts(outputs.movedim(axis, 1), y, self.ignored)
         shares = _averaged(counts) if self.averaged else counts
@@ -171,31 +165,6 @@ class _Softmax:
         return torch.arange(count, device=self.probabilities.device)
 
 
-def known_likelihood(loss: Loss, kind: LabelKind | None) -> Likelihood:
-    """Return the distribution that `loss` belongs to.
-
-    Raises:
-        CapabilityError: it is not known; `kind` of labels was asked for.
-    """
-    if loss is cross_entropy:
-        return Likelihood(anywhere=True)
-    if loss is F.cross_entropy:
-        return Likelihood(anywhere=False)
-    if type(loss) is nn.CrossEntropyLoss and _is_plain(loss):
-        return Likelihood(False, loss.reduction == "mean", loss.ignore_index)
-    asked = f"labels={kind.value!r}" if kind else "labels=None"
-    raise CapabilityError(
-        f"`{asked}` needs a loss whose distribution is known: {_KNOWN}; got "
-        f"{getattr(loss, '__qualname__', loss)!r}. Pass one of these, or `labels='given'` for the "
-        "labels of the data (the empirical Fisher)."
-    )
-
-
-def _is_plain(loss: nn.CrossEntropyLoss) -> bool:
-    # a label from 0 on that is ignored is one that the model can give
-    return loss.weight is None and loss.label_smoothing == 0.0 and loss.ignore_index < 0
-
-
 def _class_axis(outputs: Tensor, y: Tensor) -> int:
     shape, target = tuple(outputs.shape), tuple(y.shape)
     if y.is_floating_point() and shape == target:
@@ -215,6 +184,11 @@ def _class_axis(outputs: Tensor, y: Tensor) -> int:
             "last, move them there by `forward=lambda model, x: model(x).movedim(-1, 1)`."
         )
     return 1 if first else -1
+
+
+def _next(tokens: Tensor) -> Tensor:
+    """Return the tokens one place behind, `(n, t)`; the last place has none."""
+    return F.pad(tokens[:, 1:], (0, 1), value=IGNORED)
 
 
 def _counts(outputs: Tensor, y: Tensor, ignored: int) -> Tensor:
