@@ -7,7 +7,7 @@ from typing import Any
 from influence_core import facade
 from influence_core.blocks import Regularization
 from influence_core.layer_calls import LayerCalls
-from influence_core.modes import LabelKind
+from influence_core.modes import LabelKind, Sharing, Unsupported
 from influence_jax.base import JaxInfluence
 from influence_jax.likelihoods import cross_entropy
 from influence_jax.losses import Loss
@@ -36,6 +36,15 @@ class EkfacInfluence(LayerCalls, JaxInfluence):
             over at most 32 classes, and samples otherwise.
         draws: number of sampled labels a point.
         seed: of the sampled labels.
+        sharing: a `Sharing`: how positions that share a layer enter the factors.
+        unsupported: an `Unsupported`: what becomes of parameters that no layer explains.
+        largest_exact: the most parameters of a layer without factors (a normalisation, say) whose
+            block is exact; more get its diagonal.
+        largest_factor: the most rows of a factor that is taken as a matrix; larger ones are
+            diagonal. None takes any as a matrix.
+        layers_at_once: how many layers are learnt in the same passes over the data; fewer need less
+            memory and more passes. None learns all together.
+        factor_dtype: of the factors, ``"float32"`` or ``"float64"``; None is the parameters' own.
         max_memory: bytes that one product may hold; None allows 1 GiB.
         array_backend: the library of the solver's arithmetic, such as ``"numpy"``; None is JAX.
 
@@ -56,6 +65,12 @@ class EkfacInfluence(LayerCalls, JaxInfluence):
         labels: LabelKind | str | None = None,
         draws: int = 1,
         seed: int = 0,
+        sharing: Sharing | str = Sharing.EXPAND,
+        unsupported: Unsupported | str = Unsupported.RAISE,
+        largest_exact: int = 2048,
+        largest_factor: int | None = None,
+        layers_at_once: int | None = None,
+        factor_dtype: str | None = None,
         max_memory: int | None = None,
         array_backend: str | None = None,
     ) -> None:
@@ -67,6 +82,12 @@ class EkfacInfluence(LayerCalls, JaxInfluence):
             labels=labels,
             draws=draws,
             seed=seed,
+            sharing=sharing,
+            unsupported=unsupported,
+            largest_exact=largest_exact,
+            largest_factor=largest_factor,
+            layers_at_once=layers_at_once,
+            factor_dtype=factor_dtype,
             array_backend=array_backend,
         )
         loss = cross_entropy if loss is None else loss

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from dense import Dense
 from textbook import Textbook
 from torch import nn
 from zoo import batches, classes, close, normal, seeded
@@ -229,24 +230,6 @@ class Around(nn.Module):
         return self.head(self.inner(self.before(x)))
 
 
-class Convolution(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.kernel = nn.Conv2d(1, 1, 1)
-
-    def forward(self, x):
-        return self.kernel(x.reshape(-1, 1, 2, 2)).reshape(-1, 4)
-
-
-class Lookup(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.table = nn.Embedding(2, 4)
-
-    def forward(self, x):
-        return x + self.table((x[:, 0] > 0).long())
-
-
 class Outside(nn.Module):
     """A weight that is used outside of its layer as well."""
 
@@ -258,27 +241,20 @@ class Outside(nn.Module):
         return self.linear(x) @ self.linear.weight
 
 
-class Attention(nn.Module):
-    """Multi-head attention does not call the linear layer that it has."""
+class Transposed(nn.Module):
+    """A layer of torch that has no factors."""
 
-    def __init__(self, freeze="nothing"):
+    def __init__(self):
         super().__init__()
-        self.core = nn.MultiheadAttention(4, 2, batch_first=True)
-        for name, parameter in self.core.named_parameters():
-            parameter.requires_grad_(not name.startswith(freeze))
+        self.kernel = nn.ConvTranspose2d(1, 1, 1)
 
     def forward(self, x):
-        two = torch.stack([x, x.tanh()], 1)
-        return self.core(two, two, two, need_weights=False)[0][:, 0]
+        return self.kernel(x.reshape(-1, 1, 2, 2)).reshape(-1, 4)
 
 
 UNSUPPORTED = {
-    "norm": (lambda: nn.LayerNorm(4), "'inner.weight', 'inner.bias'"),
-    "convolution": (Convolution, "'inner.kernel.weight'"),
-    "embedding": (Lookup, "'inner.table.weight'"),
+    "transposed convolution": (Transposed, "'inner.kernel.weight'.*ConvTranspose2d"),
     "outside": (Outside, "'inner.linear.weight'"),
-    "attention": (Attention, "'inner.core.in_proj_weight'"),
-    "used elsewhere": (lambda: Attention(freeze="in_proj"), "'inner.core.out_proj.weight'"),
 }
 
 
@@ -300,8 +276,16 @@ def test_parameters_of_no_linear_layer(name):
 def test_tied_weights():
     model = seeded(lambda: nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3)))
     model[2].weight = model[0].weight
-    with pytest.raises(NotImplementedLayerRepresentationException, match=r"'0\.weight'"):
-        EkfacInfluence(model).fit(batches(VECTORS, LABELS, 7))
+    data = batches(VECTORS, LABELS, 7)
+    with pytest.raises(NotImplementedLayerRepresentationException, match=r"'0\.weight'.*'2' share"):
+        EkfacInfluence(model).fit(data)
+    given = {"hessian_regularization": 0.1, "labels": "given"}
+    ekfac = EkfacInfluence(model, unsupported="diagonal", **given).fit(data)
+    rows = Dense(model, cross_entropy, VECTORS, LABELS).gradients(VECTORS, LABELS)[:, :9]
+    factors = ekfac.influence_factors_by_layer(VECTORS, LABELS)["0"][:, :9]
+    close(factors, rows / ((rows**2).mean(0) + 0.1))
+    skipped = EkfacInfluence(model, unsupported="skip", **given).fit(data)
+    assert not skipped.influence_factors_by_layer(VECTORS, LABELS)["0"][:, :9].any()
 
 
 class TestLabels:

@@ -184,7 +184,9 @@ MODELS = {
     "1d": (conv1(3, stride=2, padding=1), SERIES),
     "1d, same": (conv1(2, padding="same", dilation=3, groups=2), SERIES),
     "3d": (conv3(2, padding=(1, 0, 1), stride=(2, 1, 1)), VOLUMES),
-    "3d, groups": (conv3((1, 2, 3), groups=2, padding_mode="circular", padding=1), VOLUMES),
+    "3d, groups": (
+        conv3((1, 2, 3), groups=2, padding_mode="circular", padding=1, stride=(1, 1, 2)), VOLUMES,
+    ),
     "layer norm": (normalized(lambda: nn.LayerNorm(4), 4, Averaged), SEQUENCES),
     "layer norm, two axes": (normalized(lambda: nn.LayerNorm((T, 4)), 4, Averaged), SEQUENCES),
     "layer norm, no bias": (
