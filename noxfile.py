@@ -69,23 +69,43 @@ class Suite:
 SUITES = {
     "none": Suite(
         extras=(),
-        tests=("core", "plugins", "packaging", "conformance/test_[cmo]*.py"),
+        tests=(
+            "core",
+            "calculators",
+            "storage",
+            "plugins",
+            "packaging",
+            "conformance/test_[cmo]*.py",
+        ),
         packages=("influence_core",),
     ),
     "torch": Suite(
         ("torch",),
-        ("torch", "conformance/test_torch.py", "conformance/test_mutants.py"),
+        (
+            "torch",
+            "conformance/test_torch.py",
+            "conformance/test_mutants.py",
+            "calculators/test_loaders.py",
+            "storage/test_torch.py",
+        ),
         ("influence_torch",),
     ),
-    "jax": Suite(("jax",), ("jax", "conformance/test_jax.py"), ("influence_jax",)),
+    "jax": Suite(
+        ("jax",),
+        ("jax", "conformance/test_jax.py", "storage/test_jax.py"),
+        ("influence_jax",),
+    ),
     "sklearn": Suite(
-        ("sklearn",), ("sklearn", "conformance/test_sklearn.py"), ("influence_sklearn",)
+        ("sklearn",),
+        ("sklearn", "conformance/test_sklearn.py", "storage/test_sklearn.py"),
+        ("influence_sklearn",),
     ),
     # what needs several libraries: the same numbers everywhere, data sets, examples, documentation
     "all": Suite(
         extras=("all",),
         tests=(
             "agreement",
+            "benchmarks",
             "docs",
             "examples",
             "jax/test_bad_input.py",
@@ -146,11 +166,34 @@ def docs(session: nox.Session) -> None:
     session.run("mkdocs", "build", "--strict", env={"NO_MKDOCS_2_WARNING": "1"})
 
 
+# What is installed without its dependencies, which a group of pyproject.toml lists.
+PEERS = {"pydvl": None, "kronfluence": "kronfluence==1.0.1"}
+
+
 @nox.session(default=False)
 def benchmark(session: nox.Session) -> None:
-    """Measure time and memory."""
-    install_wheel(session, CONSTRAINTS, "torch", "sklearn")
-    session.run("python", "benchmarks/run.py", *session.posargs)
+    """Measure time and memory against the peers; `-- --smoke` shows in seconds that it runs."""
+    install_wheel(session, CONSTRAINTS, "torch", "sklearn", "plot")
+    smoke = "--smoke" in session.posargs
+    peers = () if smoke else (f"--peer={name}={peer(session, name)}" for name in PEERS)
+    session.run("python", "benchmarks/run.py", *peers, *session.posargs)
+
+
+def peer(session: nox.Session, name: str) -> Path:
+    """Install a peer into an environment of its own and return its interpreter."""
+    folder = Path(session.virtualenv.location).resolve().with_name(f"benchmark-{name}")
+    python = folder / "bin" / "python"
+    if not python.exists():
+        session.run("python", "-m", "venv", folder)
+    # The same torch as ours. The other versions of `CONSTRAINTS` are not for old libraries.
+    pins = [line for line in CONSTRAINTS.read_text().splitlines() if line.startswith("torch==")]
+    constraints = Path(session.create_tmp(), "peers.txt")
+    constraints.write_text("\n".join(pins))
+    install = (python, "-m", "pip", "install", "--quiet")
+    session.run(*install, "-c", constraints, *group(f"peer-{name}"), external=True)
+    if alone := PEERS[name]:
+        session.run(*install, "--no-deps", alone, external=True)
+    return python
 
 
 def group(*names: str) -> tuple[str, ...]:

@@ -1,14 +1,20 @@
-"""Timing of two sides in turn, so that a machine whose speed drifts does not favour either."""
+"""Timing of several sides in turn, so that a machine whose speed drifts does not favour either."""
 
 from __future__ import annotations
 
+import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 
 import torch
+from harness import Answer
+
+# what takes longer runs once
+LONG = 60.0
 
 
 def medians(*sides: Callable[[], object], rounds: int = 3) -> list[float]:
@@ -29,10 +35,38 @@ def once(side: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def alternate(sides: Sequence[Callable[[], Answer]], rounds: int) -> list[Answer]:
+    """Return what each side answers, with the median seconds of every phase.
+
+    All sides warm up once; one that takes over a minute runs no more.
+    """
+    runs = [[side()] for side in sides]
+    for _ in range(rounds):
+        for side, done in zip(sides, runs, strict=True):
+            if done[0].total <= LONG:
+                done.append(side())
+    return [_median(done[1:] or done) for done in runs]
+
+
+def _median(answers: Sequence[Answer]) -> Answer:
+    phases = answers[0].seconds
+    seconds = {name: statistics.median(a.seconds[name] for a in answers) for name in phases}
+    return replace(answers[-1], seconds=seconds)
+
+
 def machine() -> str:
     """Return what the numbers were measured on."""
     packages = ", ".join(f"{name} {version(name)}" for name in ("influence-core", "torch", "numpy"))
     return (
-        f"{platform.machine()}, {torch.get_num_threads()} threads, "
+        f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
         f"Python {platform.python_version()}, {packages}"
     )
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            names = [line.partition(": ")[2].strip() for line in file if "model name" in line]
+    except OSError:
+        names = []
+    return names[0] if names else platform.machine()

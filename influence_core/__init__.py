@@ -24,6 +24,7 @@ from influence_core.errors import (
     InfluenceError,
     InfluenceWarning,
     LossError,
+    MissingExtraError,
     ModelError,
     NonFiniteError,
     NotFittedException,
@@ -34,6 +35,7 @@ from influence_core.errors import (
     PluginWarning,
     RegularizationError,
     SingularCurvatureError,
+    StorageError,
     UnsupportedInfluenceModeException,
 )
 from influence_core.influence import Influence
@@ -53,6 +55,7 @@ from influence_core.methods import (
 )
 from influence_core.modes import BlockMode, InfluenceMode, LabelKind, SecondOrderMode
 from influence_core.problem import Batch, Problem
+from influence_core.storage import load
 
 __version__ = "0.1.0"
 
@@ -87,6 +90,7 @@ __all__ = [
     "Lissa",
     "LossError",
     "Method",
+    "MissingExtraError",
     "ModelError",
     "NonFiniteError",
     "NotFittedException",
@@ -103,6 +107,8 @@ __all__ = [
     "SecondOrderMode",
     "SingularCurvatureError",
     "SolveReport",
+    "StorageError",
     "UnsupportedInfluenceModeException",
     "__version__",
+    "load",
 ]

@@ -92,6 +92,14 @@ class BackendImportError(BackendError, ImportError):
     """The library that a backend stands on is not installed."""
 
 
+class MissingExtraError(InfluenceError, ImportError):
+    """The library of an extra, such as ``storage``, is not installed."""
+
+
+class StorageError(InfluenceError, OSError, ValueError):
+    """Fitted state cannot be written, or cannot be read as it was written."""
+
+
 class PluginError(BackendError, ValueError):
     """A plug-in does not keep to the plug-in interface."""
 

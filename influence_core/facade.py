@@ -22,7 +22,7 @@ from influence_core.methods import (
     Preconditioner,
 )
 from influence_core.methods.base import check_positive_integer
-from influence_core.modes import BlockMode, LabelKind, SecondOrderMode
+from influence_core.modes import BlockMode, LabelKind, SecondOrderMode, Sharing, Unsupported
 
 
 @dataclass(frozen=True)
@@ -172,6 +172,12 @@ def ekfac(
     draws: int,
     seed: int,
     array_backend: str | None,
+    sharing: Sharing | str = Sharing.EXPAND,
+    unsupported: Unsupported | str = Unsupported.RAISE,
+    largest_exact: int = 2048,
+    largest_factor: int | None = None,
+    layers_at_once: int | None = None,
+    factor_dtype: str | None = None,
 ) -> Settings:
     """Return the settings of `EkfacInfluence`: a block is a layer, a point's curvature its GGN.
 
@@ -180,7 +186,17 @@ def ekfac(
     """
     make_regularization(hessian_regularization, argument="hessian_regularization")
     method = Ekfac(
-        update_diagonal=update_diagonal, labels=labels, draws=draws, progress=progress, seed=seed
+        update_diagonal=update_diagonal,
+        labels=labels,
+        draws=draws,
+        progress=progress,
+        seed=seed,
+        sharing=sharing,
+        unsupported=unsupported,
+        largest_exact=largest_exact,
+        largest_factor=largest_factor,
+        layers_at_once=layers_at_once,
+        factor_dtype=factor_dtype,
     )
     mode = SecondOrderMode.GENERALIZED_GAUSS_NEWTON
     blocks = BlockMode.LAYER_WISE

@@ -27,7 +27,7 @@ from influence_core.memory import points_in_memory
 from influence_core.objective import check_iterable, read_batches, validate
 from influence_core.optimality import Optimality
 from influence_core.problem import Array, HandsOver, Measures, Movable, Problem, Shelters, Tree
-from influence_core.sources import Points
+from influence_core.sources import Points, Watched
 
 Reports: TypeAlias = "dict[str, SolveReport | None]"
 ByBlock: TypeAlias = "OrderedDict[str, Tree]"
@@ -184,7 +184,7 @@ class FittedInfluence:
             if group and batch.size > room:
                 yield group
                 group, room = [], most
-            group.append(Points(self.problem, batch, self.exchange))
+            group.append(Points(self.problem, batch, self.exchange, self._watched))
             room -= batch.size
         if group:
             yield group
@@ -249,7 +249,11 @@ class FittedInfluence:
     def _checked(self, problem: Problem, data: Any, where: str) -> Points:
         batch = problem.batch(data)
         validate(problem, batch, where)
-        return Points(problem, batch, self.exchange)
+        return Points(problem, batch, self.exchange, self._watched)
+
+    @property
+    def _watched(self) -> Watched:
+        return sum((inverse.watched for inverse in self.inverses.values()), start=Watched())
 
     def _hand_over_leaf(self, answer: Array) -> Array:
         answer = hand_over(self.problem, self.exchange.to_model(answer))

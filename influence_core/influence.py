@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -20,7 +21,7 @@ from influence_core.blocks import (
 )
 from influence_core.calls import InfluenceFunctionModel
 from influence_core.curvature import make_curvature
-from influence_core.errors import OptionError, RegularizationError
+from influence_core.errors import OptionError, RegularizationError, StorageError
 from influence_core.fitted import (
     ByBlock,
     FittedInfluence,
@@ -352,6 +353,11 @@ class Influence(InfluenceFunctionModel):
             CapabilityError: the backend does not hand out its parameters.
             MissingExtraError: safetensors is not installed.
         """
+        if self._quantity is not None:
+            raise StorageError(
+                "`save` writes what `fit` prepared; what `measuring` takes is code and no part of "
+                "it. Save the instance that it was called on, and call it again after `load`."
+            )
         fitted, regularization = self._state()
         setup = storage.Setup(
             kind=type(self),

@@ -1,8 +1,8 @@
 """Whether what layers saw of some points explains the gradients of their parameters.
 
 It does not where a parameter is used outside of its layer as well, where a weight is tied, or where
-the model folds the points into one another before a layer. Kronecker factors would then be those
-of another model, silently; so they are checked on a few points before they are trusted.
+the model folds the points into one another before a layer. Factors would then be those of another
+model, silently; so they are checked on a few points before they are trusted.
 """
 
 from __future__ import annotations
@@ -10,99 +10,129 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-from influence_core.arrays import epsilon, namespace, read_flag
-from influence_core.errors import NotImplementedLayerRepresentationException
-from influence_core.problem import Array, Layer, LayerStatistics
+from influence_core.arrays import device, epsilon, namespace, to_host
+from influence_core.layers import LayerColumns, Seen, columns_of_layers, unfactored
+from influence_core.memory import points_in_memory
+from influence_core.problem import (
+    Array,
+    Batch,
+    FreeParameters,
+    HasLayers,
+    Layer,
+    LayerStatistics,
+    Problem,
+)
 
 # units of rounding that an output gradient may carry where the loss is of the order of one: those
 # of a point that is fitted well are small differences of numbers near one
 _ROUNDING = 64.0
 
-
 CHECKED = 4
 """How many points are compared."""
 
+COPIES = 4
+"""Gradients that are held for it: the true ones, the rebuilt ones, two bounds of their rounding."""
+
 
 def check_layers(
+    problem: Problem,
+    few: Batch,
     points: int,
-    rows: Array,
     names: Sequence[str],
-    parameters: Mapping[str, tuple[int, ...]],
-    layers: Mapping[str, Layer],
     statistics: Mapping[str, LayerStatistics],
 ) -> None:
     """Compare the gradients of the first points with those that the statistics say.
 
     Args:
+        problem: shows its layers.
+        few: the first points.
         points: the number of points that the layers should have seen.
-        rows: the gradients of the first of them, `(n, d)`.
-        names: the parameters that the columns stand for.
-        parameters: name to shape of all parameters.
-        layers: the layers, by name.
-        statistics: what they saw of the points, at the labels of the data.
+        names: the parameters to compare.
+        statistics: what the layers saw of the points, at the labels of the data; those that are
+            not here are not compared.
 
     Raises:
         NotImplementedLayerRepresentationException: they differ; it names the parameters.
     """
-    rebuilt: dict[str, tuple[Array, Array]] = {}
-    for name, layer in layers.items():
-        own = [each for each in (layer.weight, layer.bias) if each and each in names]
-        seen = statistics[name].inputs.shape[0]
-        if seen != points:
-            raise unfactored(own, f"the layer meets {seen} points where the batch has {points}")
-        rebuilt |= dict(_rebuilt(layer, _first(statistics[name], rows.shape[0])))
-    start, wrong = 0, []
-    for name in names:
-        stop = start + math.prod(parameters[name])
-        if not _agree(rows[:, start:stop], *rebuilt[name]):
-            wrong.append(name)
-        start = stop
+    assert isinstance(problem, HasLayers)
+    layers = {name: layer for name, layer in problem.layers().items() if name in statistics}
+    everything = columns_of_layers(names, layers, problem.parameters)
+    for columns in everything:
+        met = int(statistics[columns.name].output_gradients.shape[1])
+        if met != points:
+            fault = f"the layer meets {met} points where the batch has {points}"
+            raise unfactored(dict.fromkeys(columns.parameters, fault))
+    wrong: dict[str, None] = {}
+    for group in _groups(problem, few, everything):
+        wrong |= dict.fromkeys(_wrong(problem, few, group, layers, statistics))
     if wrong:
         fault = "the layer's inputs and output gradients do not explain the gradients"
-        raise unfactored(wrong, fault)
+        raise unfactored({name: fault for name in names if name in wrong})
 
 
-def unfactored(names: Sequence[str], fault: str) -> NotImplementedLayerRepresentationException:
-    """Return the exception that says which parameters EK-FAC cannot serve, and the way out."""
-    return NotImplementedLayerRepresentationException(
-        f"EK-FAC needs every parameter to belong to one affine layer that can be factored. "
-        f"{', '.join(map(repr, names))}: {fault}. Make a constant of what does not fit (freeze the "
-        "parameter), or use another method, such as Cg."
-    )
+def _groups(
+    problem: Problem, few: Batch, everything: Sequence[LayerColumns]
+) -> Iterator[list[LayerColumns]]:
+    """Yield layers together as far as the gradients of the points fit into memory."""
+    group: list[LayerColumns] = []
+    room = most = points_in_memory(problem, COPIES * few.size)
+    for columns in everything:
+        size = sum(math.prod(problem.parameters[name]) for name in columns.parameters)
+        if group and size > room:
+            yield group
+            group, room = [], most
+        group.append(columns)
+        room -= size
+    if group:
+        yield group
 
 
-def _first(statistics: LayerStatistics, count: int) -> LayerStatistics:
-    inputs, gradients = statistics.inputs, statistics.output_gradients
-    return LayerStatistics(inputs[:count, :, :], gradients[:, :count, :, :])
+def _wrong(
+    problem: Problem,
+    few: Batch,
+    group: Sequence[LayerColumns],
+    layers: Mapping[str, Layer | FreeParameters],
+    statistics: Mapping[str, LayerStatistics],
+) -> list[str]:
+    """Return the parameters of some layers whose gradients are others than their layer says."""
+    own = {name for columns in group for name in columns.parameters}
+    names = [name for name in problem.parameters if name in own]
+    rows = problem.gradients(few, names)
+    told: list[str] = []
+    beyond = []
+    for columns in columns_of_layers(
+        names, {c.name: layers[c.name] for c in group}, problem.parameters
+    ):
+        seen = columns.seen(statistics[columns.name]).part(0, few.size)
+        for name, differs in _differences(columns, seen, rows):
+            told.append(name)
+            beyond.append(differs)
+    answers = to_host(namespace(rows).stack(beyond))
+    return [name for name, differs in zip(told, answers, strict=True) if differs]
 
 
-def weight_columns(matrices: Array, layer: Layer) -> Array:
-    """Return the columns of a layer's weight, `(k, o·i)`, from matrices `W`, `(k, o, i)`."""
-    xp = namespace(matrices)
-    own = xp.matrix_transpose(matrices) if layer.transposed else matrices
-    return xp.reshape(own, (matrices.shape[0], layer.outputs * layer.inputs))
-
-
-def _rebuilt(
-    layer: Layer, statistics: LayerStatistics
-) -> Iterator[tuple[str, tuple[Array, Array]]]:
-    """Yield name -> gradients `(n, size)` and the error that rounding may make, 0-d."""
-    xp, a = namespace(statistics.inputs), statistics.inputs
-    g = xp.matrix_transpose(xp.sum(statistics.output_gradients, axis=0))  # (n, o, s)
-    eps = epsilon(a)
-    relative = eps**0.4  # 6e-7 in float64, 2e-3 in float32
-    for name, inputs in ((layer.weight, a), (layer.bias, xp.ones_like(a[..., :1]))):
-        if name is not None:
-            matrices = g @ inputs  # (n, o, i), or (n, o, 1) for the bias
-            gradients = (
-                weight_columns(matrices, layer) if name == layer.weight else matrices[:, :, 0]
-            )
-            size = xp.max(xp.abs(g) @ xp.abs(inputs))  # of the terms: they may cancel in the sum
-            unit = xp.max(xp.sum(xp.abs(inputs), axis=1))
-            yield name, (gradients, relative * size + _ROUNDING * eps * unit)
-
-
-def _agree(rows: Array, rebuilt: Array, tolerance: Array) -> bool:
+def _differences(columns: LayerColumns, seen: Seen, rows: Array) -> Iterator[tuple[str, Array]]:
+    """Yield name -> whether the gradients differ from the rebuilt ones beyond rounding, 0-d."""
     xp = namespace(rows)
-    # what is not finite compares as false: the factors will tell of it
-    return rows.shape == rebuilt.shape and not read_flag(xp.any(xp.abs(rows - rebuilt) > tolerance))
+    eps = epsilon(rows)
+    relative = eps**0.4  # 6e-7 in float64, 2e-3 in float32
+    magnitudes = seen.absolute()
+    sums = magnitudes.with_gradients(xp.ones_like(seen.gradients[..., :1]))  # of inputs alone
+    matrices = seen.matrices()
+    shape = matrices.shape
+    rebuilt, terms, units = (
+        dict(columns.split(each))
+        for each in (
+            matrices,
+            magnitudes.matrices(),  # of the terms: they may cancel in the sum
+            xp.broadcast_to(sums.matrices(), shape),
+        )
+    )
+    for name, true in columns.pick(rows):
+        if shape[1:] != columns.shape:
+            yield name, xp.asarray(True, device=device(rows))
+            continue
+        difference = xp.max(xp.abs(true - rebuilt[name]))
+        tolerance = relative * xp.max(terms[name]) + _ROUNDING * eps * xp.max(units[name])
+        # what is not finite compares as false: the factors will tell of it
+        yield name, difference > tolerance

@@ -57,7 +57,35 @@ class LabelKind(StrEnum):
     GIVEN = "given"
 
 
-_Mode = TypeVar("_Mode", SecondOrderMode, BlockMode, InfluenceMode, LabelKind)
+class Sharing(StrEnum):
+    """How a layer that is used at several positions of a point is factored.
+
+    - `EXPAND`: every position is a point of its own: the input factor is the mean over the
+      positions, the output factor the sum;
+    - `REDUCE`: a point is the mean of its inputs and the sum of its output gradients.
+
+    Eschenhagen, Immer, Turner, Schneider and Hennig, Kronecker-factored approximate curvature for
+    modern neural network architectures, NeurIPS 2023.
+    """
+
+    EXPAND = "expand"
+    REDUCE = "reduce"
+
+
+class Unsupported(StrEnum):
+    """What becomes of a parameter that belongs to no layer whose curvature can be factored.
+
+    - `RAISE`: an exception that names it;
+    - `DIAGONAL`: the diagonal of its Fisher matrix, where the backend shows its gradients;
+    - `SKIP`: it is left out, as if it were a constant: its influence is zero.
+    """
+
+    RAISE = "raise"
+    DIAGONAL = "diagonal"
+    SKIP = "skip"
+
+
+_Mode = TypeVar("_Mode", SecondOrderMode, BlockMode, InfluenceMode, LabelKind, Sharing, Unsupported)
 
 
 def parse_mode(kind: type[_Mode], value: Any, argument: str) -> _Mode:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -21,10 +21,12 @@ from influence_core.arrays import (
     read_float,
     row_norms,
     to_host,
+    zeros,
 )
 from influence_core.blocks import Block
 from influence_core.errors import OptimalityWarning, warn
 from influence_core.problem import Array, Batch, HasPenalty, HasValues, Problem
+from influence_core.restoring import remade
 
 # At a minimum the gradients of the points cancel. Of those of an untrained digits MLP a part of
 # 0.12 is left, of a trained one 0.05 to 0.1.
@@ -47,9 +49,9 @@ class Optimality:
         points: the number `N` of points.
     """
 
-    blocks: tuple[Block, ...]
+    blocks: tuple[Block, ...] = field(metadata=remade(lambda at: at.blocks))
     gradient: Array
-    values: Array
+    values: Array = field(metadata=remade(lambda at: _values(at.problem, at.blocks)))
     length: float
     points: int
 
@@ -89,7 +91,7 @@ class Gauge:
     def __init__(self, problem: Problem, blocks: tuple[Block, ...]) -> None:
         """Start for the parameters that the blocks cover."""
         self._problem, self._blocks = problem, blocks
-        self._names = [name for block in blocks for name in block.names]
+        self._names = _names(blocks)
         self._sum: Array | None = None
         self._seen = 0
         self._lengths: dict[int, Array] = {}  # place in the sample -> (1,), read once at the end
@@ -109,12 +111,10 @@ class Gauge:
     def reading(self, points: int, weight: float) -> Optimality:
         """Return what the batches showed, `points` points whose weights sum to `weight`."""
         assert self._sum is not None  # an objective has at least one point
+        problem, values = self._problem, _values(self._problem, self._blocks)
         gradient = self._sum / weight
-        problem, values = self._problem, gradient * 0.0
-        if isinstance(problem, HasValues):
-            values = problem.values(self._names)[None, :]
-            if isinstance(problem, HasPenalty):
-                gradient = gradient + problem.penalty(self._names, weight) * values
+        if isinstance(problem, HasValues) and isinstance(problem, HasPenalty):
+            gradient = gradient + problem.penalty(self._names, weight) * values
         lengths = to_host(namespace(gradient).concat(list(self._lengths.values())))
         length = float(np.linalg.norm(lengths)) / math.sqrt(lengths.size)
         return Optimality(self._blocks, gradient, values, length, points)
@@ -138,3 +138,14 @@ class Gauge:
     def _length(self, point: Batch) -> Array:
         one = ones((1, 1), self._problem.reference)
         return row_norms(self._problem.gradient_combinations(point, one, self._names))
+
+
+def _names(blocks: tuple[Block, ...]) -> list[str]:
+    return [name for block in blocks for name in block.names]
+
+
+def _values(problem: Problem, blocks: tuple[Block, ...]) -> Array:
+    """Return the parameters, `(1, p)`; zeros where the backend does not hand them out."""
+    if isinstance(problem, HasValues):
+        return problem.values(_names(blocks))[None, :]
+    return zeros((1, sum(block.size for block in blocks)), problem.reference)

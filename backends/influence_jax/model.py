@@ -19,7 +19,9 @@ class Model:
     Attributes:
         apply: pure, and traceable by JAX; `x` has the points along its first axis.
         params: any tree of JAX arrays. Its floating-point arrays are the parameters, called by
-            their dotted paths, such as ``"Dense_0.kernel"``; all else in it is constant.
+            their dotted paths, such as ``"Dense_0.kernel"``; integers, booleans and
+            what is no number (functions, None) are constants, which `apply` gets as they are. A
+            Python float is refused: it may be either.
 
     Raises:
         ModelError: `apply` cannot be called.

@@ -267,6 +267,10 @@ class JaxProblem:
         """Return the parameters of the snapshot, `(d,)`."""
         return self._layout(names).join(self._snapshot.parameters)
 
+    def constants(self) -> Mapping[str, Any]:
+        """Return name to value of the numbers in the tree that are no parameters."""
+        return self._snapshot.constants
+
     @contextmanager
     def shelter(self) -> Iterator[None]:
         """Multiply matrices in full precision, and in 64 bits only where JAX has them.

@@ -39,7 +39,8 @@ class Snapshot:
         """Copy the parameters, to `device` if one is given.
 
         Raises:
-            ModelError: the tree holds no parameters, or some that cannot be differentiated.
+            ModelError: the tree holds no parameters, some that cannot be differentiated, or
+                numbers that may be parameters or not.
             DataTypeError: they are float64 and JAX is set up without.
             DeviceError: they lie on several devices.
         """
@@ -63,6 +64,13 @@ class Snapshot:
     def compute_dtype(self) -> Any:
         """What is computed in: the parameters' dtype, or float32 where that is shorter."""
         return next(iter(self.parameters.values())).dtype
+
+    @property
+    def constants(self) -> dict[str, np.ndarray]:
+        """Name to value of the numbers in the tree that are no parameters."""
+        named = zip(self._names, self._constants, strict=True)
+        numbers = (jax.Array, np.ndarray, np.generic, int, float, complex)
+        return {name: np.asarray(leaf) for name, leaf in named if isinstance(leaf, numbers)}
 
     def __call__(self, parameters: Mapping[str, Array], x: Any) -> Any:
         """Return the outputs at `x`; `parameters` are all of them, by name."""
@@ -101,17 +109,12 @@ class Snapshot:
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what only a process knows: the device by its place, the tree by an example."""
         numbers = jax.tree.unflatten(self._structure, range(len(self._names)))
-        place = (self.device.platform, jax.devices(self.device.platform).index(self.device))
-        return {**self.__dict__, "_structure": numbers, "device": place}
+        return {**self.__dict__, "_structure": numbers, "device": place_of(self.device)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Find the device again, or take the one that there is."""
         self.__dict__.update(state, _structure=jax.tree.structure(state["_structure"]))
-        platform, index = state["device"]
-        try:
-            self.device = find_device(f"{platform}:{index}")
-        except DeviceError:
-            self.device = jax.devices()[0]
+        self.device = device_at(state["device"])
         self.parameters = {n: jax.device_put(p, self.device) for n, p in self.parameters.items()}
 
 
@@ -132,6 +135,19 @@ def find_device(device: Any) -> Any:
             f"`to({device!r})` needs a device that JAX can use on this machine ({reason}). Pass "
             f"one of {', '.join(map(repr, _known_devices()))}, or of `jax.devices()`."
         ) from error
+
+
+def place_of(device: Any) -> str:
+    """Return the name by which `device_at` finds a device again, in another process too."""
+    return f"{device.platform}:{jax.devices(device.platform).index(device)}"
+
+
+def device_at(place: str) -> Any:
+    """Return the device that `place_of` named, or the default one where there is none such."""
+    try:
+        return find_device(place)
+    except DeviceError:
+        return jax.devices()[0]
 
 
 def _known_devices() -> list[str]:
@@ -188,6 +204,13 @@ def _check_leaf(name: str, leaf: Any) -> None:
             f"`params` must be a tree of JAX arrays; {name!r} is a "
             f"{type(leaf).__module__}.{type(leaf).__qualname__}. Convert it with `jnp.asarray`, or "
             "use the classes of the backend for its library."
+        )
+    elif isinstance(leaf, float | complex):
+        raise ModelError(
+            f"`params` must hold numbers that were trained as arrays; {name!r} is the Python "
+            f"{type(leaf).__name__} {leaf!r}, which may be a parameter or a constant. Make it a "
+            "parameter with `jnp.asarray`, or keep the constant out of the tree and close over it "
+            "in `apply` (Equinox: `eqx.partition(model, eqx.is_inexact_array)`)."
         )
 
 

@@ -9,15 +9,19 @@ import numpy.typing as npt
 from sklearn.utils.class_weight import compute_class_weight
 
 from influence_core import Direct, Influence, InfluenceMode, Method
-from influence_core.arrays import namespace, to_host
+from influence_core.arrays import to_host
 from influence_core.errors import DataError
+from influence_core.memory import points_in_memory
 from influence_core.modes import parse_mode
-from influence_sklearn.data import Weighted, labels, on_host
+from influence_sklearn.data import Weighted, in_parts, labels, on_host
 from influence_sklearn.estimators import check_estimator, split
 from influence_sklearn.problem import SklearnProblem
 from influence_sklearn.targets import targets_apart
 
 Host = npt.NDArray[Any]
+
+# arrays `(n, d)` that moves of the parameters take: gradients, solutions and what comes between
+_MOVED = 5
 
 
 def influences(
@@ -31,6 +35,7 @@ def influences(
     method: Method | None = None,
     regularization: float = 0.0,
     mode: InfluenceMode | str = InfluenceMode.Up,
+    max_memory: int | None = None,
 ) -> Host:
     """Return the influence of every training point on the loss at every test point.
 
@@ -48,6 +53,8 @@ def influences(
         method: how the curvature is inverted; None is `Direct()`.
         regularization: damping λ beside the penalty of the estimator.
         mode: `Up`, to remove a training point, or `Perturbation`, to change its input.
+        max_memory: bytes that one product may hold, beside the data, the answer and what the method
+            keeps; None allows 1 GiB.
 
     Returns:
         Up: `(m, n)`, entry `wⱼ ⟨(H + λI)⁻¹ ∇ℓ(test_i), ∇ℓ(train_j)⟩`. Positive: removing the
@@ -67,7 +74,7 @@ def influences(
             f"stand on both sides); got `{given}` without `{missing}`."
         )
     parse_mode(InfluenceMode, mode, "mode")
-    options = _options(estimator, y_train, sample_weight)
+    options = _options(estimator, y_train, sample_weight, max_memory)
     targets = Weighted(y_train, sample_weight)
     influence = Influence(
         estimator, None, method or Direct(), regularization=regularization, **options
@@ -88,6 +95,7 @@ def leave_one_out(
     y_test: Any,
     *,
     sample_weight: Any = None,
+    max_memory: int | None = None,
 ) -> Host:
     """Return the change of every test loss when a training point is removed, `(m, n)`.
 
@@ -105,6 +113,8 @@ def leave_one_out(
         X_test: `(m, i)`.
         y_test: `(m,)` or `(m, o)`.
         sample_weight: what it was fitted with, `(n,)`; None for ones.
+        max_memory: bytes that the gradients, moves and changes of some points may take, beside the
+            data, the answer and the Hessian; None allows 1 GiB.
 
     Returns:
         `(m, n)`: log-losses, or squared errors summed over the targets. Positive: the test loss is
@@ -121,29 +131,38 @@ def leave_one_out(
     """
     check_estimator(split(estimator)[1], estimator)
     apart = targets_apart(estimator, y_train, y_test)
-    parts = [_leave_one_out(one, X_train, y, X_test, t, sample_weight) for one, y, t in apart]
-    return np.sum(parts, axis=0)
+    return np.sum(
+        [
+            _leave_one_out(one, (X_train, y, sample_weight), (X_test, t), max_memory)
+            for one, y, t in apart
+        ],
+        axis=0,
+    )
 
 
 def _leave_one_out(
-    estimator: Any, x: Any, y: Any, x_test: Any, y_test: Any, sample_weight: Any
+    estimator: Any, training: tuple[Any, ...], test: tuple[Any, ...], max_memory: int | None
 ) -> Host:
-    options = _options(estimator, y, sample_weight)
-    training = x, Weighted(y, sample_weight)
+    options = _options(estimator, *training[1:], max_memory)
     influence = Influence(estimator, None, Direct(), **options).fit([training])
-    changes = influence.parameter_changes(*training, leverage=True)
     problem = SklearnProblem(estimator, **options)
-    batch = problem.batch((x_test, y_test))
+    batch = problem.batch(test)
     problem.validate(batch, "leave_one_out(…, X_test, y_test)")
-    answer = problem.loss_changes(batch, changes)
-    return to_host(namespace(answer).matrix_transpose(answer))
+
+    def changes(x: Any, y: Any, weights: Any) -> Host:
+        moves = influence.parameter_changes(x, Weighted(y, weights), leverage=True)
+        return to_host(problem.loss_changes(batch, moves)).T
+
+    size = points_in_memory(problem, _MOVED * influence.n_parameters)
+    return np.concatenate([changes(*part) for part in in_parts(training, size)], axis=1)
 
 
-def _options(estimator: Any, y: Any, sample_weight: Any) -> dict[str, Any]:
-    """Return the weights of balanced classes, as scikit-learn computes them for `fit`."""
+def _options(estimator: Any, y: Any, sample_weight: Any, max_memory: int | None) -> dict[str, Any]:
+    """Return the memory, and the weights of balanced classes as `fit` of scikit-learn has them."""
+    known = {"max_memory": max_memory}
     _, final = split(estimator)
     if getattr(final, "class_weight", None) != "balanced" or not hasattr(final, "classes_"):
-        return {}
+        return known
     classes = on_host(final.classes_).tolist()
     weights = compute_class_weight(
         "balanced",
@@ -151,4 +170,4 @@ def _options(estimator: Any, y: Any, sample_weight: Any) -> dict[str, Any]:
         y=labels(y, classes),
         sample_weight=None if sample_weight is None else on_host(sample_weight),
     )
-    return {"class_weight": dict(zip(classes, weights.tolist(), strict=True))}
+    return {**known, "class_weight": dict(zip(classes, weights.tolist(), strict=True))}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +50,23 @@ def unpack(data: Any) -> tuple[Any, Any, Any]:
             )
         y, weights = y.y, y.sample_weight
     return features, y, weights
+
+
+def in_parts(data: Sequence[Any], size: int) -> Iterator[tuple[Any, ...]]:
+    """Yield so many points at a time of arrays, data frames, sparse matrices or lists; or of None.
+
+    Args:
+        data: all of the length that the first one has.
+        size: the most points of a part.
+    """
+    first = data[0]
+    points = first.shape[0] if hasattr(first, "shape") else len(first)
+    if points <= size:
+        yield tuple(data)
+        return
+    for start in range(0, points, size):
+        part = slice(start, min(start + size, points))
+        yield tuple(None if each is None else _rows(each, part) for each in data)
 
 
 def features(data: Any, names: Sequence[str] | None, like: Array) -> Array:
@@ -138,6 +155,14 @@ def columns(y: Any, outputs: int, like: Array) -> Array:
             f"{tuple(targets.shape)}."
         )
     return targets
+
+
+def _rows(data: Any, points: slice) -> Any:
+    if hasattr(data, "iloc"):
+        return data.iloc[points]
+    if hasattr(data, "tocsr"):
+        data = data.tocsr()
+    return data[points, ...] if is_array(data) else data[points]
 
 
 def _check_columns(data: Any, names: Sequence[str] | None) -> None:

@@ -2,7 +2,9 @@
 
     LinearRegression      Σ ℓ
     Ridge                 Σ ℓ + α ‖W‖²               second derivative 2 α, a number a target
-    LogisticRegression    Σ ℓ + 1/(2C) ‖W‖²          second derivative 1/C; none for C = ∞
+    LogisticRegression    Σ ℓ + 1/(2C) ‖W‖²          second derivative 1/C
+
+`C = ∞` is no penalty at all, whatever `l1_ratio` says.
 
 Intercepts are free, but for the solver 'liblinear': it takes `b / s` for one more coefficient, with
 `s` the `intercept_scaling`, and so penalises it by `1/(2C) (b/s)²`.
@@ -40,15 +42,17 @@ def second_derivatives(estimator: Any) -> dict[str, Host]:
 def _logistic(estimator: LogisticRegression) -> dict[str, Host]:
     # from scikit-learn 1.8 on, `l1_ratio` and `C` say what `penalty` said
     kind = getattr(estimator, "penalty", "deprecated")
-    if kind is None:
+    strength = np.asarray(0.0 if kind is None else 1.0 / estimator.C)
+    if not strength:
         return {}
     if kind == "l1" or (kind != "l2" and estimator.l1_ratio):
+        given = [f"l1_ratio={estimator.l1_ratio}", f"C={estimator.C}"]
+        given += [] if kind == "deprecated" else [f"penalty={kind!r}"]
         raise CapabilityError(
-            f"`estimator` must have a quadratic penalty; got one with l1_ratio={estimator.l1_ratio}"
-            f" and penalty={kind!r}: its part |w| has no second derivative at zero. Fit it with "
-            "l1_ratio=0 (penalty='l2'), on the features that it selected, say."
+            f"`estimator` must have a quadratic penalty, or none; got {', '.join(given)}: the part "
+            "|w| has no second derivative at zero, where it holds coefficients. Fit it with "
+            "l1_ratio=0 (penalty='l2') or C=inf, on the features that it selected, say."
         )
-    strength = np.asarray(1.0 / estimator.C)
     if estimator.solver != "liblinear":
         return {"coef": strength}
     return {"coef": strength, "intercept": strength / estimator.intercept_scaling**2}

@@ -6,7 +6,7 @@ import copy
 import functools
 import math
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
@@ -19,9 +19,12 @@ from influence_core.blocks import Regularization, make_blocks, make_regularizati
 from influence_core.curvature import Inverse, Solution
 from influence_core.facade import Settings
 from influence_core.fitted import FittedInfluence
+from influence_core.layer_calls import LayerCalls
 from influence_core.memory import check_memory
 from influence_core.modes import BlockMode
+from influence_core.plugins import BackendSpec
 from influence_core.problem import Array, Problem
+from influence_torch.likelihoods import cross_entropy
 from influence_torch.losses import Loss, check_loss
 from influence_torch.plugin import influence_backends
 from influence_torch.problem import TorchProblem
@@ -181,6 +184,23 @@ class TorchInfluence(Influence, TorchInfluenceFunctionModel):
             max_memory=max_memory,
             forward=forward,
         )
+
+    @classmethod
+    def _unfitted(
+        cls,
+        model: nn.Module,
+        loss: Loss | None,
+        *,
+        backend: BackendSpec,
+        options: Mapping[str, Any],
+        **settings: Any,
+    ) -> Self:
+        del backend  # the class knows its own
+        instance = cls.__new__(cls)
+        if loss is None and issubclass(cls, LayerCalls):
+            loss = cross_entropy  # what these classes take where they are given none
+        TorchInfluence.__init__(instance, model, loss, Settings(**settings), **options)
+        return instance
 
     def to(self, device: Any) -> Self:
         """Move the snapshot and everything fitted to `device`; a later `fit` works there too.

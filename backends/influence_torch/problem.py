@@ -317,6 +317,10 @@ class TorchProblem(LayerPasses):
         parameters = self._snapshot.parameters
         return Layout.of(parameters, names).join(parameters).clone()
 
+    def constants(self) -> Mapping[str, Tensor]:
+        """Return name to value of the frozen parameters and the buffers."""
+        return self._snapshot.constants
+
     def _point(self, batch: TorchBatch, names: Sequence[str]) -> tuple[Point, Layout]:
         self._learn(batch)
         parameters = self._snapshot.parameters

@@ -78,6 +78,12 @@ class Snapshot:
         return next(iter(self.parameters.values())).dtype
 
     @property
+    def constants(self) -> dict[str, Tensor]:
+        """Name to value of the frozen parameters and the buffers."""
+        frozen = {n: p for n, p in self._all_parameters.items() if n not in self.parameters}
+        return {**frozen, **self._buffers}
+
+    @property
     def exact(self) -> bool:
         """Whether all parameters, frozen ones too, are float64."""
         return all(p.dtype == torch.float64 for p in self._all_parameters.values())

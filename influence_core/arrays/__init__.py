@@ -1,6 +1,7 @@
 """The only room that may know an array library: everything else speaks the array API standard."""
 
 from influence_core.arrays.exchange import Exchange, check_array_backend, exchange_for
+from influence_core.arrays.indexing import sum_by_index
 from influence_core.arrays.linalg import (
     eigh,
     masked_reciprocal,
@@ -55,6 +56,7 @@ __all__ = [
     "row_dots",
     "row_norms",
     "singular_value_decomposition",
+    "sum_by_index",
     "supports_float64",
     "symmetrize",
     "to_host",

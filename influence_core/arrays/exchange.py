@@ -134,4 +134,6 @@ def _through_dlpack(array: Array, library: Any, target: Any) -> Array:
 
 
 def _bits(array: Array) -> int:
-    return int(namespace(array).finfo(array.dtype).bits)
+    xp = namespace(array)
+    info = xp.iinfo if xp.isdtype(array.dtype, "integral") else xp.finfo
+    return int(info(array.dtype).bits)

@@ -26,14 +26,26 @@ def rademacher_rows(seed: int, count: int, size: int, like: Array) -> Array:
     return _rows(seed, count, lambda rng: 2 * rng.integers(0, 2, size) - 1, like)
 
 
-def uniforms(seed: int, first: int, points: int, each: int) -> npt.NDArray[np.float64]:
-    """Return `(points, each)` numbers in `[0, 1)` on the host, for points `first`, `first + 1`, ….
+def uniforms(seed: int, first: int, points: int, each: int, places: int) -> npt.NDArray[np.float64]:
+    """Return numbers in `[0, 1)` on the host, for points `first`, `first + 1`, ….
 
-    One stream for all points, entered at the first of them: however the points are cut into
-    batches, a point has the same numbers.
+    One stream for all points, entered at the first of them, and far away for every place: a point
+    has the same numbers at a place however the points are cut into batches, and however many places
+    there are.
+
+    Args:
+        seed: of the stream.
+        first: the number of the first point.
+        points: how many there are.
+        each: how many numbers a point has at every place.
+        places: how many places it has.
+
+    Returns:
+        `(each, points, places)`.
     """
-    stream = np.random.PCG64(np.random.SeedSequence(seed)).advance(first * each)
-    return np.random.Generator(stream).random((points, each))
+    start = np.random.PCG64(np.random.SeedSequence(seed))
+    streams = (start.jumped(place).advance(first * each) for place in range(places))
+    return np.stack([np.random.Generator(s).random((points, each)).T for s in streams], axis=-1)
 
 
 def permutations(seed: int, size: int) -> Iterator[list[int]]:

@@ -4,6 +4,7 @@ from influence_core.arrays import Exchange
 from influence_core.blocks import Block
 from influence_core.curvature.base import Curvature, Product
 from influence_core.curvature.fisher import kronecker_inverses
+from influence_core.curvature.fisher_labels import FisherLabels
 from influence_core.curvature.gauss_newton import GaussNewton
 from influence_core.curvature.generalized_gauss_newton import GeneralizedGaussNewton
 from influence_core.curvature.hessian import Hessian
@@ -16,7 +17,13 @@ from influence_core.curvature.inverse import (
     join_reports,
 )
 from influence_core.curvature.kronecker import KroneckerInverse, KroneckerLayer
-from influence_core.curvature.layer_data import FisherLabels
+from influence_core.curvature.layer_parts import KroneckerSettings
+from influence_core.curvature.layer_summary import (
+    FitMemory,
+    LayerRow,
+    LayerSummary,
+    summarize_layers,
+)
 from influence_core.curvature.nystroem import Sketch, nystroem_sketch, sketch_curvature
 from influence_core.curvature.spectral import (
     LowRankInverse,
@@ -31,12 +38,16 @@ __all__ = [
     "BlockReports",
     "Curvature",
     "FisherLabels",
+    "FitMemory",
     "GaussNewton",
     "GeneralizedGaussNewton",
     "Hessian",
     "Inverse",
     "KroneckerInverse",
     "KroneckerLayer",
+    "KroneckerSettings",
+    "LayerRow",
+    "LayerSummary",
     "LowRankInverse",
     "Product",
     "Sketch",
@@ -51,6 +62,7 @@ __all__ = [
     "nystroem_sketch",
     "sketch_curvature",
     "spectral_product",
+    "summarize_layers",
 ]
 
 _KINDS: dict[SecondOrderMode, type[Curvature]] = {

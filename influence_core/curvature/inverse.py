@@ -5,14 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from influence_core.arrays import Exchange, namespace, row_dots
 from influence_core.problem import Array, Problem
-from influence_core.sources import GradientSource
+from influence_core.sources import GradientSource, Watched
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,22 @@ class Solution:
 
 
 class Inverse(ABC):
-    """`(C + λI)⁻¹` of one block. λ is an argument of every call and is stored nowhere."""
+    """`(C + λI)⁻¹` of one block. λ is an argument of every call and is stored nowhere.
+
+    A dataclass: `save` writes its fields. Its arrays are those of the solver's library, or NumPy's
+    where they are annotated so. An inverse that has its curvature as a field reads the data in its
+    solves, and needs it again when it is loaded.
+
+    Attributes:
+        batches_matter: whether answers depend on how the data is cut into batches.
+    """
+
+    batches_matter: ClassVar[bool] = False
+
+    @property
+    def watched(self) -> Watched:
+        """What `scores` and `self_scores` ask to see of layers; nothing, unless said otherwise."""
+        return Watched()
 
     @abstractmethod
     def solve(self, rows: Array, regularization: float) -> Solution:

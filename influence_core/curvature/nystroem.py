@@ -114,7 +114,8 @@ def nystroem_sketch(product: Product, size: int, rank: int, seed: int, reference
     _, singular, vectors = singular_value_decomposition(root)
     squares = np.minimum(to_host(singular).astype(np.float64) ** 2, bound)
     count = int((squares > epsilon(reference) * squares.max(initial=0.0)).sum())
-    return Sketch(squares[:count], vectors[:count, :], clipped)
+    # a copy: a slice would keep what is left out in memory, and not come back from disk as it is
+    return Sketch(squares[:count], xp.asarray(vectors[:count, :], copy=True), clipped)
 
 
 def _semidefinite_part(

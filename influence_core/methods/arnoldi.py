@@ -126,8 +126,9 @@ class Arnoldi(Method):
         """Return the inverse from the pairs, by descending `|θ|`, that are more than rounding."""
         sizes = np.abs(values)
         count = int((sizes > ROUNDING * epsilon(vectors) * sizes.max()).sum())
-        name = curvature.block.name
-        return LowRankInverse(values[:count], vectors[:count, :], self.needs_damping, name)
+        # a copy: a slice would keep the others in memory, and not come back from disk as it is
+        kept = namespace(vectors).asarray(vectors[:count, :], copy=True)
+        return LowRankInverse(values[:count], kept, self.needs_damping, curvature.block.name)
 
 
 def _largest(values: Host, vectors: Array, count: int) -> tuple[Host, Array]:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,22 +24,27 @@ from influence_core.arrays import (
     namespace,
     row_norms,
     to_host,
-    unit_rows,
 )
 from influence_core.curvature import Curvature, Inverse, Solution, SolveReport
 from influence_core.errors import ConvergenceWarning, NonFiniteError, OptionError, warn
+from influence_core.memory import points_in_memory
 from influence_core.methods.base import Method, check_positive_integer
 from influence_core.methods.krylov import (
+    MOST_CONJUGATED,
     Iterate,
     LinearSystem,
     block_conjugate_gradient,
     conjugate_gradient,
 )
-from influence_core.methods.preconditioners import Preconditioner, PreparedPreconditioner
+from influence_core.methods.preconditioners import (
+    Preconditioner,
+    PreparedPreconditioner,
+    check_preconditioner,
+)
+from influence_core.methods.right_hand_sides import Overall, RightHandSides, RowByRow
 from influence_core.problem import Array, Problem
 
 _LOGGER = logging.getLogger(__name__)
-_TINY = float(np.finfo(np.float64).tiny)
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,11 @@ class Cg(Method):
     A row has converged when `‖b - (C + λI) x‖ ≤ max(rtol ‖b‖, atol)`. The residual that counts is
     the one measured with the answer: where the one that the recurrence carries along has drifted
     from it (float32, small λ), the iteration starts again from the answer as long as that helps.
+
+    With `overall`, the norm is Frobenius' and `b` the matrix of all right-hand sides: the scores
+    then have about the relative error `rtol`, taken over all of them. Only the few directions that
+    make up the right-hand sides are solved for. Those of points with small gradients may come out
+    with large errors of their own, or as zero.
 
     Attributes:
         rtol: tolerance relative to the norm of the right-hand side.
@@ -59,6 +71,7 @@ class Cg(Method):
             fewer passes, and more dense algebra a step.
         warn_on_max_iteration: warn where a row has not converged; False logs at DEBUG instead.
         seed: of the random numbers of the preconditioner.
+        overall: let the tolerances hold for all right-hand sides together.
 
     Raises:
         OptionError: a value outside these meanings.
@@ -73,6 +86,8 @@ class Cg(Method):
     solve_simultaneously: bool = False
     warn_on_max_iteration: bool = True
     seed: int = 0
+    _: KW_ONLY
+    overall: bool = False
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -84,12 +99,7 @@ class Cg(Method):
         if self.maxiter is not None:
             check_positive_integer("maxiter", self.maxiter, "or None for 10·d steps")
         check_positive_integer("seed", self.seed, "or zero", least=0)
-        if not isinstance(self.preconditioner, Preconditioner | None):
-            raise OptionError(
-                "`preconditioner` must be None or a Preconditioner such as "
-                f"JacobiPreconditioner() or NystroemPreconditioner(rank=50); "
-                f"got {self.preconditioner!r}."
-            )
+        check_preconditioner(self.preconditioner)
 
     def prepare(self, curvature: Curvature) -> CgInverse:
         """Prepare the preconditioner."""
@@ -115,16 +125,14 @@ class CgInverse(Inverse):
         Raises:
             NonFiniteError: the norm of a row, or of a residual, is NaN or infinite.
         """
-        unit, peaks, lengths = unit_rows(rows)
-        scales = to_host(peaks[:, 0]).astype(np.float64) * to_host(lengths[:, 0])
-        _check_finite(scales, "right-hand side")
-        system = self._system(unit, scales, regularization)
+        b = self._right_hand_sides(rows)
+        system = self._system(b, regularization)
         with self._progress_bar() as bar:
-            state = self._refine(system, unit, bar)
-        report = state.report(to_host(system.tolerances), scales)
+            state = self._refine(system, b.rows, bar)
+        report = state.report(b, to_host(system.tolerances))
         if not report.converged.all():
-            self._tell(report, scales, regularization)
-        return Solution(state.rows * lengths * peaks, report)
+            self._tell(report, b.relative(state.norms), regularization)
+        return Solution(b.expand(state.rows), report)
 
     def on(self, problem: Problem, exchange: Exchange) -> CgInverse:
         """Return the same inverse on the device of the problem."""
@@ -135,29 +143,27 @@ class CgInverse(Inverse):
             preconditioner=prepared and prepared.to(device(exchange.solver)),
         )
 
-    def _system(
-        self, unit: Array, scales: npt.NDArray[np.float64], regularization: float
-    ) -> LinearSystem:
-        """Return the system for right-hand sides of length one: squares of tiny ones underflow."""
+    def _right_hand_sides(self, rows: Array) -> RightHandSides:
+        if self.settings.overall:
+            return Overall.of(rows, self.settings.rtol, "CG")
+        return RowByRow.of(rows, "CG")
+
+    def _system(self, b: RightHandSides, regularization: float) -> LinearSystem:
         linearize = self.settings.precompute_grad
         product = self.curvature.linearized() if linearize else self.curvature.product
-        # a tolerance of one is met by x = 0 already
-        absolute = self.settings.atol / np.maximum(scales, max(self.settings.atol, _TINY))
-        tolerances = np.maximum(self.settings.rtol, absolute)
+        tolerances = b.tolerances(self.settings.rtol, self.settings.atol)
         return LinearSystem(
             lambda v: product(v) + v * regularization,
             self.preconditioner.at(regularization) if self.preconditioner else lambda r: r,
-            from_host(tolerances, unit),
+            from_host(tolerances, b.rows),
         )
 
     def _refine(self, system: LinearSystem, b: Array, bar: Any) -> _State:
         """Iterate, measure the residual, and go on from there for the rows that need it."""
         xp = namespace(b)
-        iterate = (
-            block_conjugate_gradient if self.settings.solve_simultaneously else conjugate_gradient
-        )
+        iterate = self._iteration(b)
         tolerances = to_host(system.tolerances)
-        state = _State(xp.zeros_like(b), to_host(row_norms(b)))
+        state = _State(xp.zeros_like(b), b, to_host(row_norms(b)))
         pending, residual = state.norms > tolerances, b
         while pending.any() and state.steps < self._maxiter:
             start = xp.where(_on_device(pending, b)[:, None], residual, xp.zeros_like(b))
@@ -165,11 +171,17 @@ class CgInverse(Inverse):
             rows = state.rows + part.rows
             residual = b - system.product(rows)
             norms = to_host(row_norms(residual))
-            _check_finite(norms, "residual")
+            _check_finite(norms)
             helped = pending & (norms < state.norms / 2)
-            state = state.after(part, rows, norms)
+            state = state.after(part, rows, residual, norms)
             pending = helped & (norms > tolerances) & np.logical_not(state.negative)
         return state
+
+    def _iteration(self, b: Array) -> Callable[[LinearSystem, Array, int, Any], Iterate]:
+        if not self.settings.solve_simultaneously:
+            return conjugate_gradient
+        blocks = points_in_memory(self.curvature.problem, 2 * b.shape[0] * b.shape[1])
+        return partial(block_conjugate_gradient, conjugated=min(blocks, MOST_CONJUGATED))
 
     @property
     def _maxiter(self) -> int:
@@ -181,8 +193,8 @@ class CgInverse(Inverse):
         label = f"CG {self.curvature.block.name}".strip()
         return tqdm(desc=label, unit=" steps", disable=not self.settings.progress)
 
-    def _tell(self, report: SolveReport, scales: npt.NDArray[Any], regularization: float) -> None:
-        message = _explain(report, scales, regularization, self.curvature.block.name)
+    def _tell(self, report: SolveReport, relative: npt.NDArray[Any], regularization: float) -> None:
+        message = _explain(report, relative, regularization, self.curvature.block.name)
         if self.settings.warn_on_max_iteration:
             warn(message, ConvergenceWarning)
         else:
@@ -194,39 +206,43 @@ class _State:
     """What all rounds of a solve have reached."""
 
     rows: Array
+    residuals: Array
     norms: npt.NDArray[Any]
     iterations: npt.NDArray[np.int64] | int = 0
     negative: npt.NDArray[np.bool_] | bool = False
     steps: int = 0
 
-    def after(self, part: Iterate, rows: Array, norms: npt.NDArray[Any]) -> _State:
+    def after(
+        self, part: Iterate, rows: Array, residuals: Array, norms: npt.NDArray[Any]
+    ) -> _State:
         """Return what is reached with another round; one that made a row worse is not taken."""
         # the first round is taken as it is: zero is no iterate
         better = norms <= (self.norms if self.steps else np.inf)
-        xp = namespace(rows)
+        xp, taken = namespace(rows), _on_device(better, rows)[:, None]
         return _State(
-            xp.where(_on_device(better, rows)[:, None], rows, self.rows),
+            xp.where(taken, rows, self.rows),
+            xp.where(taken, residuals, self.residuals),
             np.where(better, norms, self.norms),
             self.iterations + to_host(part.iterations).astype(np.int64),
             np.logical_or(self.negative, to_host(part.negative)),
             self.steps + part.steps,
         )
 
-    def report(self, tolerances: npt.NDArray[Any], scales: npt.NDArray[np.float64]) -> SolveReport:
-        """Return the report for right-hand sides of the lengths `scales`."""
+    def report(self, b: RightHandSides, tolerances: npt.NDArray[Any]) -> SolveReport:
+        """Return the report for the right-hand sides that the rows stand for."""
         shape = self.norms.shape
         return SolveReport(
-            iterations=np.zeros(shape, np.int64) + self.iterations,
-            residual_norms=self.norms * scales,
-            converged=self.norms <= tolerances,
-            negative_curvature=np.zeros(shape, np.bool_) | self.negative,
+            iterations=b.most(np.zeros(shape, np.int64) + self.iterations),
+            residual_norms=b.residual_norms(self.residuals),
+            converged=~b.most(self.norms > tolerances),
+            negative_curvature=b.most(np.zeros(shape, np.bool_) | self.negative),
         )
 
 
-def _check_finite(norms: npt.NDArray[Any], what: str) -> None:
+def _check_finite(norms: npt.NDArray[Any]) -> None:
     if not np.isfinite(norms).all():
         raise NonFiniteError(
-            f"CG: the norm of a {what} is NaN or infinite. Look for points whose gradients or "
+            "CG: the norm of a residual is NaN or infinite. Look for points whose gradients or "
             "second derivatives are not finite or very large, or use float64."
         )
 
@@ -236,10 +252,10 @@ def _on_device(mask: npt.NDArray[np.bool_], like: Array) -> Array:
 
 
 def _explain(
-    report: SolveReport, scales: npt.NDArray[Any], regularization: float, block: str
+    report: SolveReport, relative: npt.NDArray[Any], regularization: float, block: str
 ) -> str:
     missed = ~report.converged
-    relative = report.residual_norms[missed] / scales[missed]
+    relative = relative[missed]
     where = f" of block {block!r}" if block else ""
     message = (
         f"CG{where}: {int(missed.sum())} of {missed.size} right-hand sides have not converged "

@@ -13,8 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from influence_core.arrays import epsilon, from_host
-from influence_core.curvature import Curvature, KroneckerInverse, kronecker_inverses
+from influence_core.arrays import epsilon, from_host, move
+from influence_core.curvature import (
+    Curvature,
+    KroneckerInverse,
+    KroneckerSettings,
+    kronecker_inverses,
+)
 from influence_core.methods.ekfac import fisher_labels
 from influence_core.methods.preconditioners import Preconditioner, PreparedPreconditioner
 from influence_core.modes import LabelKind
@@ -30,7 +35,7 @@ class EkfacPreconditioner(Preconditioner):
     """The Kronecker-factored Fisher matrix plus λ, layer by layer; positive by construction.
 
     Close to the generalised Gauss–Newton matrix; for other curvatures the solve stays right, only
-    slower. Every parameter of the block must belong to an affine layer.
+    slower. Every parameter of the block must belong to a layer.
 
     Attributes:
         update_diagonal: measure the eigenvalues in the eigenbasis: a second pass over the data.
@@ -57,16 +62,18 @@ class EkfacPreconditioner(Preconditioner):
             NotImplementedLayerRepresentationException: a parameter belongs to no layer.
         """
         labels = fisher_labels(self.labels, self.draws, seed)
-        (inverse,) = kronecker_inverses([curvature], labels, self.update_diagonal)
-        return _Ekfac(inverse)
+        settings = KroneckerSettings(labels, self.update_diagonal)
+        (inverse,) = kronecker_inverses([curvature], settings)
+        return _Ekfac(inverse, curvature.reference)
 
 
 @dataclass(frozen=True)
 class _Ekfac(PreparedPreconditioner):
     inverse: KroneckerInverse
+    reference: Array
 
     def at(self, regularization: float) -> Callable[[Array], Array]:
-        like = self.inverse.layers[0].outputs
+        like = self.reference
         largest = max(layer.values.max() for layer in self.inverse.layers) + regularization
         floor = _ROUNDING * epsilon(like) * largest or 1.0
         weights = [
@@ -76,4 +83,6 @@ class _Ekfac(PreparedPreconditioner):
         return lambda rows: self.inverse.scale(rows, weights)
 
     def to(self, target: Any) -> _Ekfac:
-        return replace(self, inverse=self.inverse.to(target))
+        return replace(
+            self, inverse=self.inverse.to(target), reference=move(self.reference, target)
+        )

@@ -1,7 +1,8 @@
 """The iteration of LiSSA on rows: no data, no blocks, only one product a step.
 
-`h ← b + (1 - dampen) h - h A_t / scale` from `h = b`. Where no step enlarges an error,
-`‖h‖ ≤ (t + 1) ‖b‖` after `t` steps: a row far above that diverges.
+`h ← b + (1 - dampen) h - h A_t / scale` from `h = b`, or with a preconditioner
+`h ← P⁻¹b + (1 - dampen) h - P⁻¹ A_t h / scale` from `h = P⁻¹b`. Where no step enlarges an error,
+`‖h‖ ≤ (t + 1) ‖P⁻¹b‖` after `t` steps: a row far above that diverges.
 """
 
 from __future__ import annotations
@@ -28,11 +29,13 @@ class Recursion:
         dampen: what is taken from `h` in a step.
         scale: what products are divided by.
         rtol: the change of a row in a step, relative to the row, at which it stops.
+        precondition: `r ↦ P⁻¹ r` for rows, or None without a preconditioner.
     """
 
     dampen: float
     scale: float
     rtol: float
+    precondition: Callable[[Array], Array] | None = None
 
 
 @dataclass(frozen=True)
@@ -65,9 +68,13 @@ def neumann_series(
     Every few steps one number is read: it ends the iteration when all rows have stopped or one has
     diverged. A row that stopped is frozen by a mask; what the others do cannot change it.
     """
-    state = _start(b)
+    precondition = recursion.precondition or _unchanged
+    start = precondition(b)
+    state, sizes = _start(start), row_norms(start)
     for step, product in enumerate(products, 1):
-        state = _advance(recursion, state, product, b, step)
+        h = state.rows
+        new = start + h * (1.0 - recursion.dampen) - precondition(product(h)) / recursion.scale
+        state = _advance(recursion, state, new, sizes * (_GROWTH * (step + 1)))
         progress.update()
         if step % _LOOK == 0:
             change = _largest_change(state)
@@ -84,17 +91,15 @@ def _start(b: Array) -> Iterate:
     return Iterate(b, active, none, xp.astype(none, xp.int32), norms)
 
 
-def _advance(
-    recursion: Recursion,
-    state: Iterate,
-    product: Callable[[Array], Array],
-    b: Array,
-    step: int,
-) -> Iterate:
-    xp, h = namespace(b), state.rows
-    new = b + h * (1.0 - recursion.dampen) - product(h) / recursion.scale
+def _unchanged(rows: Array) -> Array:
+    return rows
+
+
+def _advance(recursion: Recursion, state: Iterate, new: Array, bounds: Array) -> Iterate:
+    """Take the new rows where they have not stopped; `bounds`, `(k,)`, is what none may exceed."""
+    xp, h = namespace(new), state.rows
     size, norms = row_norms(new), row_norms(h)
-    bounded = size <= _GROWTH * (step + 1)  # not so for NaN
+    bounded = size <= bounds  # not so for NaN
     changes = row_norms(new - h) / xp.where(norms > 0, norms, xp.ones_like(norms))
     return Iterate(
         xp.where((state.active & xp.isfinite(size))[:, None], new, h),

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from influence_core.arrays import epsilon, move, namespace
 from influence_core.curvature import Curvature, sketch_curvature, spectral_product
+from influence_core.errors import OptionError
 from influence_core.methods.base import check_positive_integer
 from influence_core.problem import Array
 
@@ -37,6 +38,15 @@ class Preconditioner(ABC):
     @abstractmethod
     def prepare(self, curvature: Curvature, seed: int) -> PreparedPreconditioner:
         """Do everything that does not depend on λ."""
+
+
+def check_preconditioner(value: object) -> None:
+    """Raise `OptionError` unless `value` is None or a `Preconditioner`."""
+    if not isinstance(value, Preconditioner | None):
+        raise OptionError(
+            "`preconditioner` must be None or a Preconditioner such as "
+            f"JacobiPreconditioner() or NystroemPreconditioner(rank=50); got {value!r}."
+        )
 
 
 @dataclass(frozen=True)

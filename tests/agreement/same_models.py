@@ -6,6 +6,7 @@ model, its loss and the backend. Columns are the weights and biases of the layer
 
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import Any
 
@@ -34,7 +35,18 @@ def points(count: int, widths: tuple[int, ...], seed: int) -> tuple[Host, npt.ND
     return rng.standard_normal((count, widths[0])), labels
 
 
-def in_torch(widths: tuple[int, ...], values: list[Host]) -> Subject:
+def converter(backend: str, widths: tuple[int, ...]) -> Any:
+    """NumPy data to what the backend takes."""
+    if not backend.startswith("torch"):
+        return lambda x, y: (x, y)
+    import torch
+
+    if widths[-1] > 1:
+        return lambda x, y: (torch.from_numpy(x), torch.from_numpy(y))
+    return lambda x, y: (torch.from_numpy(x), torch.from_numpy(y).double()[:, None])
+
+
+def in_torch(widths: tuple[int, ...], values: list[Host], device: str = "cpu") -> Subject:
     """A `torch.nn` module under its usual loss."""
     torch = pytest.importorskip("torch")
     layers: list[Any] = []
@@ -44,20 +56,18 @@ def in_torch(widths: tuple[int, ...], values: list[Host]) -> Subject:
     with torch.no_grad():
         for parameter, value in zip(module.parameters(), values, strict=True):
             parameter.copy_(torch.from_numpy(value))
-
-    def binary(f: Any, y: Any) -> Any:
-        return torch.nn.functional.binary_cross_entropy_with_logits(f[:, 0], y.double())
-
-    return module, binary if widths[-1] == 1 else torch.nn.functional.cross_entropy, {}
+    losses = torch.nn.functional
+    binary, several = losses.binary_cross_entropy_with_logits, losses.cross_entropy
+    return module.to(device), binary if widths[-1] == 1 else several, {}
 
 
-def in_jax(widths: tuple[int, ...], values: list[Host]) -> Subject:
+def in_jax(widths: tuple[int, ...], values: list[Host], device: str = "cpu") -> Subject:
     """A function and a list of arrays."""
     pytest.importorskip("jax")
     import jax
     import jax.numpy as jnp
 
-    from influence_jax import Model
+    from influence_jax import Model, cross_entropy
 
     def apply(params: Any, x: Any) -> Any:
         *hidden, weight, bias = params
@@ -65,13 +75,11 @@ def in_jax(widths: tuple[int, ...], values: list[Host]) -> Subject:
             x = jnp.tanh(x @ w.T + b)
         return x @ weight.T + bias
 
-    def loss(f: Any, y: Any) -> Any:
-        if widths[-1] == 1:
-            return jnp.mean(jnp.logaddexp(0.0, f[:, 0]) - y * f[:, 0])
-        picked = jnp.take_along_axis(f, y[:, None], axis=1)[:, 0]
-        return jnp.mean(jax.nn.logsumexp(f, axis=1) - picked)
+    def binary(f: Any, y: Any) -> Any:
+        return jnp.mean(jnp.logaddexp(0.0, f[:, 0]) - y * f[:, 0])
 
-    return Model(apply, [jnp.asarray(value) for value in values]), loss, {}
+    params = jax.device_put([jnp.asarray(value) for value in values], jax.devices(device)[0])
+    return Model(apply, params), binary if widths[-1] == 1 else cross_entropy, {}
 
 
 def in_sklearn(widths: tuple[int, ...], values: list[Host]) -> Subject:
@@ -84,6 +92,14 @@ def in_sklearn(widths: tuple[int, ...], values: list[Host]) -> Subject:
     estimator.fit(x, y)
     estimator.coef_, estimator.intercept_ = values[0].copy(), values[1].copy()
     return estimator, None, {}
+
+
+def in_sklearn_on_cupy(widths: tuple[int, ...], values: list[Host]) -> Subject:
+    """The same, computed in CuPy."""
+    import cupy
+
+    estimator, loss, options = in_sklearn(widths, values)
+    return estimator, loss, {**options, "like": cupy.zeros(1)}
 
 
 def in_the_plugin(widths: tuple[int, ...], values: list[Host]) -> Subject:
@@ -151,4 +167,12 @@ BACKENDS = {
     "jax": in_jax,
     "scikit-learn": in_sklearn,
     "plug-in": in_the_plugin,
+    "torch on the GPU": functools.partial(in_torch, device="cuda"),
+    "jax on the GPU": functools.partial(in_jax, device="gpu"),
+    "scikit-learn on CuPy": in_sklearn_on_cupy,
+}
+GPU = {
+    "torch on the GPU": pytest.mark.gpu("torch"),
+    "jax on the GPU": pytest.mark.gpu("jax"),
+    "scikit-learn on CuPy": pytest.mark.gpu("cupy"),
 }

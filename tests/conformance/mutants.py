@@ -7,10 +7,11 @@ own where the defect is that it raises.
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from namespaces import NUMPY, STRICT_DEVICE, TORCH
@@ -18,8 +19,22 @@ from namespaces import NUMPY, STRICT_DEVICE, TORCH
 from influence_core.arrays import move, namespace
 from influence_core.modes import LabelKind
 from influence_core.plugins import BackendSpec
-from influence_core.problem import Labels, Layer, LayerStatistics
-from influence_core.testing import BACKEND, ClosedFormBatch, ClosedFormProblem
+from influence_core.problem import FreeParameters, Labels, Layer, LayerStatistics
+from influence_core.testing import BACKEND, ClosedFormBatch, ClosedFormProblem, TanhNetwork
+
+
+@dataclass(frozen=True)
+class Watched(TanhNetwork):
+    """Has what frameworks keep in a model beside its parameters."""
+
+    state: dict = field(
+        default_factory=lambda: {
+            "mode": {"training": True},
+            "buffers": {"mean": np.zeros(3)},
+            "hooks": [],
+            "requires_grad": [True] * 4,
+        }
+    )
 
 
 class Complete(ClosedFormProblem):
@@ -30,12 +45,12 @@ class Complete(ClosedFormProblem):
     raises: type[Exception] = AssertionError
 
     def __init__(self, model, loss=None, **options):
-        super().__init__(model, loss, **options)
         self._model = model
+        super().__init__(model, loss, **options)
 
     @classmethod
     def spec(cls):
-        return BackendSpec("mutant", f"{__name__}:{cls.__name__}", BACKEND.model_types)
+        return BackendSpec("mutant", f"{cls.__module__}:{cls.__name__}", BACKEND.model_types)
 
     def batches(self, data):
         return (self.batch(pair) for pair in data)
@@ -50,8 +65,14 @@ class Complete(ClosedFormProblem):
     def shelter(self):
         yield
 
+    def hessian_product(self, batch, v, names):
+        return super().linearize(batch, names)(v)  # whatever a mutant makes of `linearize`
+
     def hessian_quadratics(self, batch, v, names):
-        return _quadratics(super().hessian_product, batch, v, names)
+        def product(part, row, names):
+            return super(Complete, self).linearize(part, names)(row)
+
+        return _quadratics(product, batch, v, names)
 
     def generalized_gauss_newton_quadratics(self, batch, v, names):
         return _quadratics(super().generalized_gauss_newton_product, batch, v, names)
@@ -74,8 +95,7 @@ def unweighted(batch):
 class SumsTheHessian(Complete):
     caught = (
         "hessian_product",
-        "hessian_is_a_mean_over_points",
-        "memory_limit_changes_no_number",
+        "points_are_independent",
         "influences_by_direct",
         "influences_by_conjugate_gradient",
     )
@@ -106,7 +126,7 @@ class AveragesCombinations(Complete):
 
 
 class DividesByTheSizeOfTheFirstBatch(Complete):
-    caught = ("hessian_is_a_mean_over_points",)
+    caught = ("points_are_independent",)
 
     def hessian_product(self, batch, v, names):
         self._first = getattr(self, "_first", batch.size)
@@ -114,10 +134,97 @@ class DividesByTheSizeOfTheFirstBatch(Complete):
 
 
 class SumsTheGaussNewtonMatrix(Complete):
-    caught = ("gauss_newton_product", "gauss_newton_is_a_mean_over_points")
+    caught = ("gauss_newton_product", "points_are_independent")
 
     def generalized_gauss_newton_product(self, batch, v, names):
         return batch.size * super().generalized_gauss_newton_product(batch, v, names)
+
+
+# the model
+
+
+class ReadsTheLiveModel(Complete):
+    caught = ("parameters_are_copied",)
+    _values = property(lambda self: self._model.parameters, lambda self, values: None)
+
+
+class KeepsItsParametersOnTheClass(Complete):
+    """The problem that was made last answers for all."""
+
+    caught = ("parameters_are_copied",)
+    _latest = None
+
+    @property
+    def _values(self):
+        return type(self)._latest
+
+    @_values.setter
+    def _values(self, values):
+        type(self)._latest = values
+
+
+class RemembersTheModel(Complete):
+    """Copies the parameters of a model when it first meets it."""
+
+    caught = ("parameters_are_copied",)
+    _known = ()
+
+    def __init__(self, model, loss=None, **options):
+        super().__init__(model, loss, **options)
+        for known, values in self._known:
+            if known is model:
+                self._values = values
+        type(self)._known = (*self._known, (model, self._values))
+
+
+class SwitchesTheMode(Complete):
+    caught = ("the_model_is_left_alone",)
+
+    def __init__(self, model, loss=None, **options):
+        super().__init__(model, loss, **options)
+        model.state["mode"]["training"] = False
+
+
+class SwitchesTheModeToValidate(Complete):
+    caught = ("the_model_is_left_alone",)
+
+    def validate(self, batch, where):
+        super().validate(batch, where)
+        self._model.state["mode"]["training"] = False
+
+
+class MovesTheStatistics(Complete):
+    """As a normalisation does in training."""
+
+    caught = ("the_model_is_left_alone",)
+
+    def mixed_gradient_products(self, batch, v, names):
+        self._model.state["buffers"]["mean"] += batch.x.mean(axis=0)
+        return super().mixed_gradient_products(batch, v, names)
+
+
+class AddsABuffer(Complete):
+    caught = ("the_model_is_left_alone",)
+
+    def linearize(self, batch, names):
+        self._model.state["buffers"]["cache"] = np.zeros(1)
+        return super().linearize(batch, names)
+
+
+class LeavesAHook(Complete):
+    caught = ("the_model_is_left_alone",)
+
+    def layer_statistics(self, batch, layers, labels):
+        self._model.state["hooks"].append(print)
+        return super().layer_statistics(batch, layers, labels)
+
+
+class FreezesTheParameters(Complete):
+    caught = ("the_model_is_left_alone",)
+
+    def to(self, device):
+        self._model.state["requires_grad"][0] = False
+        return super().to(device)
 
 
 # points
@@ -134,7 +241,7 @@ class GivesEveryPointTheMeanGradient(Complete):
 class NormalizesOverTheBatch(Complete):
     """Right for the whole data only, as statistics of a batch would be."""
 
-    caught = ("points_are_independent", "mixed_products_belong_to_points")
+    caught = ("points_are_independent",)
 
     def gradients(self, batch, names):
         return super().gradients(batch, names) * batch.size / 7
@@ -154,18 +261,14 @@ class NeedsTwoPoints(Complete):
 
 
 class IgnoresWeights(Complete):
-    caught = (
-        "hessian_weighs_the_points",
-        "linearize_weighs_the_points",
-        "gauss_newton_weighs_the_points",
-    )
+    caught = ("weights_enter_means_only",)
 
     def _shares(self, batch):
         return super()._shares(unweighted(batch))
 
 
 class WeighsGradients(Complete):
-    caught = ("weights_leave_gradients_alone",)
+    caught = ("weights_enter_means_only",)
 
     def gradients(self, batch, names):
         rows = super().gradients(batch, names)
@@ -207,6 +310,42 @@ class AnswersForAllParameters(Complete):
         rows = np.zeros((len(v), 14))
         rows[:, : v.shape[1]] = v
         return super().hessian_product(batch, rows, everything)[:, : v.shape[1]]
+
+
+class TakesARangeOfParameters(Complete):
+    """Right where the names stand together in the model's order, or are turned around."""
+
+    caught = ("hessian_product", "mixed_gradient_products")
+
+    def hessian_product(self, batch, v, names):
+        return self._through_a_range(super().hessian_product, batch, v, names, columns=True)
+
+    def mixed_gradient_products(self, batch, v, names):
+        return self._through_a_range(super().mixed_gradient_products, batch, v, names)
+
+    def _through_a_range(self, product, batch, v, names, columns=False):
+        everything = list(self.parameters)
+        places = [everything.index(name) for name in names]
+        if places != sorted(places):
+            return product(batch, v, names)
+        span = everything[places[0] : places[-1] + 1]
+        width = sum(np.prod(self.parameters[name]) for name in span)
+        wide = np.zeros((len(v), width))
+        wide[:, : v.shape[1]] = v
+        answer = product(batch, wide, span)
+        return answer[:, : v.shape[1]] if columns else answer
+
+
+class TakesAShortcutForOneVector(Complete):
+    caught = ("hessian_product", "gradient_products")
+
+    def hessian_product(self, batch, v, names):
+        names = names if len(v) > 1 else sorted(names, key=list(self.parameters).index)
+        return super().hessian_product(batch, v, names)
+
+    def gradient_products(self, batch, v, names):
+        names = names if len(v) > 1 else sorted(names, key=list(self.parameters).index)
+        return super().gradient_products(batch, v, names)
 
 
 class ReversesItsParameters(Complete):
@@ -347,6 +486,57 @@ class ChangesTheVectors(Complete):
         return answer
 
 
+class UsesTwoBuffersInTurn(Complete):
+    caught = ("answers_stay_as_they_were",)
+
+    def hessian_product(self, batch, v, names):
+        calls = vars(self).setdefault("_calls", itertools.count())
+        buffers = vars(self).setdefault("_buffers", {})
+        buffer = buffers.setdefault((v.shape, next(calls) % 2), np.empty_like(v))
+        buffer[...] = super().hessian_product(batch, v, names)
+        return buffer
+
+
+class SharesABufferAmongItsMethods(Complete):
+    """Each returns the buffer and leaves a new one, which the other overwrites too late."""
+
+    caught = ("answers_stay_as_they_were",)
+
+    def gradient_combinations(self, batch, w, names):
+        self._buffer = super().gradient_combinations(batch, w, names)
+        return self._buffer
+
+    def hessian_product(self, batch, v, names):
+        answer = super().hessian_product(batch, v, names)
+        buffer = vars(self).get("_buffer")
+        if buffer is not None and buffer.shape == answer.shape:
+            buffer[...] = answer
+        return answer
+
+
+class LinearizesTheLatestBatch(Complete):
+    caught = ("linearizations_stand_alone",)
+
+    def linearize(self, batch, names):
+        self._latest = batch, names
+        latest = super().linearize
+        return lambda v: latest(*self._latest)(v)
+
+
+class LinearizesIntoABuffer(Complete):
+    caught = ("linearizations_stand_alone",)
+
+    def linearize(self, batch, names):
+        product, buffers = super().linearize(batch, names), {}
+
+        def into_buffer(v):
+            buffer = buffers.setdefault(v.shape, np.empty_like(v))
+            buffer[...] = product(v)
+            return buffer
+
+        return into_buffer
+
+
 class Shortens(Complete):
     caught = ("answers_follow_the_reference", "hessian_product")
 
@@ -379,6 +569,23 @@ class MovesTheGlobalGenerator(Complete):
         return super().gradients(batch, names)
 
 
+class ShufflesWhatItReads(Complete):
+    caught = ("random_states_are_left_alone",)
+
+    def batches(self, data):
+        data = list(data)
+        np.random.permutation(len(data))  # noqa: NPY002 - the defect
+        return super().batches(data)
+
+
+class NormalizesWhatItChecks(Complete):
+    caught = ("arguments_are_left_alone",)
+
+    def validate(self, batch, where):
+        super().validate(batch, where)
+        batch.x[...] /= 1 + 1e-9
+
+
 class KeepsTheStateOfACall(Complete):
     caught = ("threads_do_not_disturb_each_other",)
 
@@ -394,6 +601,25 @@ class HoldsALock(Complete):
     def __init__(self, model, loss=None, **options):
         super().__init__(model, loss, **options)
         self._lock = threading.Lock()
+
+
+class EmptiesItselfToBePickled(Complete):
+    caught = ("problems_pickle",)
+
+    def __getstate__(self):
+        state = self.__dict__
+        values = state.pop("_values")
+        self._values = {name: 0 * value for name, value in values.items()}
+        return {**state, "_values": values}
+
+
+class EmptiesItselfToMove(Complete):
+    caught = ("problems_move",)
+
+    def to(self, device):
+        moved = super().to(device)
+        self._values = {name: 0 * value for name, value in self._values.items()}
+        return moved
 
 
 # batches
@@ -442,6 +668,46 @@ class TakesAnything(Complete):
 
     def validate(self, batch, where):
         pass
+
+
+class HasWeightsOfAnotherType(Complete):
+    caught = ("weights_come_with_the_points",)
+
+    def batch(self, data):
+        batch = super().batch(data)
+        if batch.weights is None:
+            return batch
+        return replace(batch, weights=batch.weights.astype(np.float32))
+
+
+class TakesAnyWeights(Complete):
+    caught = ("lengths_that_differ_are_refused", "numbers_that_are_not_finite_are_refused")
+
+    def batch(self, data):
+        x, y, *weights = data
+        batch = super().batch((x, y))
+        given = np.resize(weights[0], batch.size) if weights else None
+        return replace(batch, weights=given)
+
+    def validate(self, batch, where):
+        super().validate(unweighted(batch), where)
+
+
+class LosesTheWeightsItReads(Complete):
+    caught = ("weights_come_with_the_points",)
+
+    def batches(self, data):
+        return (self.batch((x, y)) for x, y, *_ in data)
+
+
+class RefusesAWeightOfZero(Complete):
+    caught = ("good_data_is_accepted",)
+    raises = ValueError
+
+    def validate(self, batch, where):
+        super().validate(batch, where)
+        if batch.weights is not None and not np.all(batch.weights):
+            raise ValueError(where)
 
 
 class RefusesOnePoint(Complete):
@@ -510,7 +776,7 @@ class DrawsItsOwnLabels(Complete):
 class MixesUpTheUniforms(Complete):
     """The points take the numbers of others: who takes which depends on the batch."""
 
-    caught = ("sampled_labels_follow_the_uniforms",)
+    caught = ("points_are_independent",)
 
     def layer_statistics(self, batch, layers, labels):
         mixed = Labels(labels.kind, lambda positions: labels.uniforms(positions)[:, ::-1])
@@ -525,6 +791,39 @@ class SwapsInputsAndOutputs(Complete):
         return {k: Layer(a.weight, a.bias, a.outputs, a.inputs) for k, a in found.items()}
 
 
+class GivesAParameterToTwoLayers(Complete):
+    caught = ("layers_name_their_parameters",)
+
+    def layers(self):
+        found = super().layers()
+        return {**found, "again": FreeParameters(("output.bias",), 2)}
+
+
+class CountsTooManyParameters(Complete):
+    caught = ("layers_name_their_parameters",)
+
+    def layers(self):
+        return {"all": FreeParameters(tuple(self.parameters), 15)}
+
+
+class CallsEverythingPadding(Complete):
+    caught = ("statistics_have_their_shapes",)
+
+    def layer_statistics(self, batch, layers, labels):
+        found = super().layer_statistics(batch, layers, labels)
+        return {name: replace(each, counted=self._counted(each)) for name, each in found.items()}
+
+    def _counted(self, statistics):
+        return np.zeros(statistics.inputs.shape[:2])
+
+
+class CountsPointsForPositions(CallsEverythingPadding):
+    caught = ("statistics_have_their_shapes",)
+
+    def _counted(self, statistics):
+        return np.ones(len(statistics.inputs))
+
+
 class LeavesOutThePositions(Complete):
     caught = ("statistics_have_their_shapes",)
 
@@ -534,6 +833,54 @@ class LeavesOutThePositions(Complete):
             name: LayerStatistics(each.inputs[:, 0, :], each.output_gradients)
             for name, each in found.items()
         }
+
+
+class MixesUpTheLayers(Complete):
+    caught = ("only_the_layers_asked_for_answer",)
+
+    def layer_statistics(self, batch, layers, labels):
+        found = super().layer_statistics(batch, list(self.layers()), labels)
+        return dict(zip(layers, found.values(), strict=False))
+
+
+class ForgetsTheNumberOfDraws(Complete):
+    caught = ("sampled_labels_rebuild_the_fisher_matrix",)
+
+    def layer_statistics(self, batch, layers, labels):
+        found = super().layer_statistics(batch, layers, labels)
+        if labels.kind is not LabelKind.SAMPLED:
+            return found
+        return {
+            name: LayerStatistics(
+                each.inputs, each.output_gradients * len(each.output_gradients) ** 0.5
+            )
+            for name, each in found.items()
+        }
+
+
+class TakesGivenLabelsUnlessTold(Complete):
+    caught = ("labels_may_be_left_to_the_backend",)
+
+    def layer_statistics(self, batch, layers, labels):
+        if labels.kind is None:
+            labels = replace(labels, kind=LabelKind.GIVEN)
+        return super().layer_statistics(batch, layers, labels)
+
+
+class DropsTheLastPartWhereMemoryIsShort(Complete):
+    caught = ("memory_limit_changes_no_number",)
+
+    def gradient_combinations(self, batch, w, names):
+        if self._max_memory is None:
+            return super().gradient_combinations(batch, w, names)
+        cuts = range(0, batch.size - 2, 2)  # the last part, of one point or two, is left out
+        parts = [
+            super(DropsTheLastPartWhereMemoryIsShort, self).gradient_combinations(
+                batch[at : at + 2], w[:, at : at + 2], names
+            )
+            for at in cuts
+        ]
+        return sum(parts[1:], start=parts[0])
 
 
 class AnswersForAllLayers(Complete):
@@ -599,8 +946,25 @@ class SheltersOnce(Complete):
             self._entered = False
 
 
-def _below(kind):
-    return [mutant for each in kind.__subclasses__() for mutant in (each, *_below(each))]
+class SheltersFromErrors(Complete):
+    """Nearly every check would pass in such a shelter."""
+
+    caught = ("errors_leave_a_shelter",)
+
+    @contextmanager
+    def shelter(self):
+        with suppress(Exception):
+            yield
 
 
-MUTANTS = _below(Complete)
+class ForgetsItsLimit(Complete):
+    caught = ("memory_limit_is_told",)
+    max_memory = 2**30
+
+
+class TellsNoLimit(Complete):
+    caught = ("memory_limit_is_told",)
+
+    @property
+    def max_memory(self):
+        return self._max_memory

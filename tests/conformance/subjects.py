@@ -83,7 +83,7 @@ def make_subject(
         shape: of a point's `x`.
         **fields: of the subject, in place of its own.
     """
-    model, penalties = make_model(kind, library), PENALTIES.get(kind)
+    model, penalties = fields.pop("model", None) or make_model(kind, library), PENALTIES.get(kind)
     losses = squared if model.loss == "squared" else cross_entropy
 
     def penalty(parameters, weight):
@@ -91,9 +91,7 @@ def make_subject(
 
     own = {
         "model": model,
-        "loss": None,
         "data": tuple(library.array(a) for a in make_data(model.loss, shape)),
-        "parameters": lambda: model.parameters,
         "oracle": differences(losses),
         "backend": backend,
         "options": {"penalty": penalties},

@@ -19,11 +19,9 @@ CASES = [
 ]
 
 
-@pytest.fixture(scope="module", params=CASES)
-def subject(request):
-    kind, library, shape = request.param
-    return make_subject(kind, library, shape=shape)
-
-
 class TestConformance(BackendConformance):
-    pass
+    @pytest.fixture(scope="class", params=CASES)
+    @staticmethod
+    def subject(request):
+        kind, library, shape = request.param
+        return make_subject(kind, library, shape=shape)

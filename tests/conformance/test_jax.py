@@ -1,16 +1,21 @@
 """The JAX backend conforms, in both precisions, with trees as parameters and as inputs."""
 
+import os
+
 import numpy as np
 import pytest
 from subjects import cross_entropy, make_data, squared
 
 from influence_core.testing import BackendConformance, FiniteDifferences, Subject
 
+# the models are tiny: compiling them takes the time, not running them
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 jax = pytest.importorskip("jax")
 
 import jax.numpy as jnp  # noqa: E402
 
 from influence_jax import Model  # noqa: E402
+from influence_jax import cross_entropy as entropy  # noqa: E402
 
 WIDTHS = {"Dense_0": (3, 2), "Dense_1": (2, 2)}
 
@@ -33,10 +38,6 @@ def squared_mean(outputs, y):
     return jnp.mean(jnp.sum((outputs - y) ** 2, axis=1) / 2)
 
 
-def entropy(outputs, y):
-    return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(outputs), y[:, None], axis=1))
-
-
 def params_of(dtype):
     rng = np.random.default_rng(2)
     return {
@@ -53,11 +54,23 @@ def outputs(parameters, x):
 
 
 def subject_of(params, loss, data, losses):
-    leaves = {
-        f"{name}.{kind}": leaf for name, layer in params.items() for kind, leaf in layer.items()
-    }
-    oracle = FiniteDifferences(lambda p, x, y: losses(outputs(p, x), y), outputs, losses)
-    return Subject(Model(forward, params), loss, data, lambda: leaves, oracle)
+    def parameters():
+        layers = params.items()
+        return {f"{name}.{kind}": leaf for name, layer in layers for kind, leaf in layer.items()}
+
+    def assign(values):
+        for name, layer in by_layer(values).items():
+            dtype = params[name]["bias"].dtype
+            params[name].update({kind: jnp.asarray(leaf, dtype) for kind, leaf in layer.items()})
+
+    return Subject(
+        Model(forward, params),
+        data,
+        FiniteDifferences(lambda p, x, y: losses(outputs(p, x), y), outputs, losses),
+        loss=loss,
+        parameters=parameters,
+        assign=assign,
+    )
 
 
 def regression():
@@ -72,18 +85,27 @@ def classification():
 
 
 @pytest.fixture(scope="module")
-def _wide():
-    """Double precision in every thread, as users are told to ask for it."""
-    before = jax.config.jax_enable_x64
-    jax.config.update("jax_enable_x64", True)
+def _settings(tmp_path_factory):
+    """Double precision, as users are told to ask for it; what was compiled is kept.
+
+    Many problems are made for one model, and each compiles the same programs.
+    """
+    settings = {
+        "jax_enable_x64": True,
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
     yield
-    jax.config.update("jax_enable_x64", before)
-
-
-@pytest.fixture(scope="module", params=[regression, classification])
-def subject(request, _wide):
-    return request.param()
+    for name, value in before.items():
+        jax.config.update(name, value)
 
 
 class TestConformance(BackendConformance):
-    pass
+    @pytest.fixture(scope="class", params=[regression, classification])
+    @staticmethod
+    def subject(request, _settings):
+        return request.param()

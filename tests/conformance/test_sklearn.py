@@ -53,10 +53,9 @@ def subject_of(estimator, y, losses, penalty=None, **fields):
 
     return Subject(
         fitted,
-        None,
         (X, y),
-        lambda: parameters_of(fitted),
         FiniteDifferences(lambda p, x, y: losses(outputs(p, x), y), outputs, losses),
+        parameters=lambda: parameters_of(fitted),
         weighted=lambda x, y, w: (x, y, w),
         penalty=None if penalty is None else second,
         **fields,
@@ -83,10 +82,8 @@ def multinomial():
     return subject_of(estimator, LABELS, losses, 1 / 2.0, natural=False)
 
 
-@pytest.fixture(scope="module", params=[linear, ridge, logistic, multinomial])
-def subject(request):
-    return request.param()
-
-
 class TestConformance(BackendConformance):
-    pass
+    @pytest.fixture(scope="class", params=[linear, ridge, logistic, multinomial])
+    @staticmethod
+    def subject(request):
+        return request.param()

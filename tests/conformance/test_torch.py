@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from subjects import cross_entropy, differences, make_data, squared
 
+from influence_core.plugins import BackendSpec
 from influence_core.testing import (
     BackendConformance,
     ClosedForm,
@@ -16,6 +17,9 @@ from influence_core.testing import (
 torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
+from torch_mutants import MUTANTS  # noqa: E402
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class TwoInputs(nn.Module):
@@ -24,15 +28,26 @@ class TwoInputs(nn.Module):
     def __init__(self):
         super().__init__()
         self.table = nn.Embedding(3, 2)
+        self.norm = nn.BatchNorm1d(2)
+        self.norm.bias.requires_grad_(False)
+        self.norm.running_mean.fill_(0.2)
+        self.norm.running_var.fill_(1.7)
         self.output = nn.Linear(2, 2)
 
     def forward(self, x):
-        return self.output(torch.tanh(self.table(x["kind"]) * x["size"]))
+        return self.output(self.norm(torch.tanh(self.table(x["kind"]) * x["size"])))
 
 
-def two_inputs(p, x):
-    a = np.tanh(p["table.weight"][x["kind"]] * x["size"])
-    return a @ p["output.weight"].T + p["output.bias"]
+def two_inputs(norm):
+    """The outputs in NumPy, with the frozen parameter and the buffers of a normalisation."""
+    shift, mean, variance = (t.numpy() for t in (norm.bias, norm.running_mean, norm.running_var))
+
+    def outputs(p, x):
+        a = np.tanh(p["table.weight"][x["kind"]] * x["size"])
+        a = (a - mean) / np.sqrt(variance + norm.eps) * p["norm.weight"] + shift
+        return a @ p["output.weight"].T + p["output.bias"]
+
+    return outputs
 
 
 def mean_squared(outputs, y):
@@ -53,8 +68,35 @@ def tensors(loss, dtype=torch.float64):
     return x.to(dtype), y if y.dtype == torch.int64 else y.to(dtype)
 
 
-def subject_of(model, loss, data, oracle):
-    return Subject(model, loss, data, lambda: dict(model.named_parameters()), oracle)
+def parameters_of(model):
+    """Detached, so that they can be written into."""
+    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def state_of(model):
+    """What else of a model, and of torch, a backend could change."""
+    modules, parameters = list(model.modules()), list(model.parameters())
+    return {
+        "mode": [module.training for module in modules],
+        "buffers": dict(model.named_buffers()),
+        "requires_grad": [p.requires_grad for p in parameters],
+        "frozen parameters": [p for p in parameters if not p.requires_grad],
+        "grad": [p.grad for p in parameters],
+        "hooks": [len(getattr(module, kind)) for module in modules for kind in HOOKS],
+        "random generator": torch.get_rng_state(),
+    }
+
+
+def subject_of(model, loss, data, oracle, **fields):
+    return Subject(
+        model,
+        data,
+        oracle,
+        loss=loss,
+        parameters=lambda: parameters_of(model),
+        state=lambda: state_of(model),
+        **fields,
+    )
 
 
 def perceptron(loss="squared"):
@@ -85,22 +127,32 @@ def linear():
     return subject_of(model, loss, tensors("labels"), ClosedForm(lambda p: Logistic(dict(p))))
 
 
-def tree():
-    """Inputs in a dict, one leaf of which has no derivative."""
+def tree(**fields):
+    """Inputs in a dict, one leaf of which has no derivative; a normalisation in part frozen."""
     x, y = tensors("squared")
     x = {"kind": torch.arange(7) % 3, "size": x[:, :2]}
-    oracle = FiniteDifferences(lambda p, x, y: squared(two_inputs(p, x), y), two_inputs, squared)
-    return subject_of(seeded(TwoInputs()), mean_squared, (x, y), oracle)
-
-
-@pytest.fixture(
-    scope="module",
-    params=[perceptron, lambda: perceptron("labels"), closed_perceptron, linear, tree],
-    ids=["squared", "cross-entropy", "float32-closed-form", "linear", "tree"],
-)
-def subject(request):
-    return request.param()
+    model = seeded(TwoInputs())
+    outputs = two_inputs(model.norm)
+    oracle = FiniteDifferences(lambda p, x, y: squared(outputs(p, x), y), outputs, squared)
+    return subject_of(model, mean_squared, (x, y), oracle, **fields)
 
 
 class TestConformance(BackendConformance):
-    pass
+    @pytest.fixture(
+        scope="class",
+        params=[perceptron, lambda: perceptron("labels"), closed_perceptron, linear, tree],
+        ids=["squared", "cross-entropy", "float32-closed-form", "linear", "tree"],
+    )
+    @staticmethod
+    def subject(request):
+        return request.param()
+
+
+@pytest.mark.parametrize(("mutant", "what"), MUTANTS.items())
+def test_a_trace_in_the_model_is_noticed(mutant, what):
+    factory = f"{mutant.__module__}:{mutant.__name__}"
+    types = ("torch.nn.modules.module.Module",)
+    with torch.random.fork_rng(devices=[]):
+        subject = tree(backend=BackendSpec("mutant", factory, types))
+        with pytest.raises(AssertionError, match=f"the user's model as it is; '{what}' was"):
+            TestConformance().test_the_model_is_left_alone(subject)

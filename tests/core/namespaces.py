@@ -30,7 +30,7 @@ class Library:
         name: shown as the id of the test.
         module: what must be installed.
         dtype: of floating-point arrays.
-        device: of array-api-strict; None elsewhere.
+        device: where its arrays lie; None is where they lie by default.
         writable: whether NumPy arrays may be written into.
     """
 
@@ -70,7 +70,11 @@ class Library:
         if self.module == "torch":
             import torch
 
-            return torch.from_numpy(host)
+            return torch.asarray(host, device=self.device)
+        if self.module == "cupy":
+            import cupy
+
+            return cupy.asarray(host)
         if self.module == "array_api_strict":
             target = self.device and array_api_strict.Device(self.device)
             return array_api_strict.asarray(host, device=target)
@@ -86,7 +90,9 @@ class Library:
             array = array.to_device(array_api_strict.Device("CPU_DEVICE"))
         if self.module == "torch":
             assert not array.requires_grad
-            array = array.numpy()
+            array = array.cpu().numpy()
+        if self.module == "cupy":
+            array = array.get()
         return np.array(array)
 
     def close(self, got: Any, want: npt.ArrayLike, tolerance: float | None = None) -> None:
@@ -103,6 +109,10 @@ def _parameter(library: Library) -> Any:
     return pytest.param(library, marks=missing, id=library.name)
 
 
+def _on_gpu(library: Library) -> Any:
+    return pytest.param(library, marks=pytest.mark.gpu(library.module), id=library.name)
+
+
 NUMPY = Library("numpy", "numpy")
 NUMPY_FLOAT32 = Library("numpy-float32", "numpy", dtype="float32")
 READ_ONLY = Library("numpy-read-only", "numpy", writable=False)
@@ -112,8 +122,11 @@ STRICT_FLOAT32 = Library(
     "array-api-strict-no-float64", "array_api_strict", dtype="float32", device="no_float64"
 )
 TORCH = Library("torch", "torch")
+TORCH_GPU = Library("torch-gpu", "torch", device="cuda")
+CUPY = Library("cupy", "cupy")
 
 FLOAT64_LIBRARIES = [
-    _parameter(library) for library in (NUMPY, READ_ONLY, STRICT, STRICT_DEVICE, TORCH)
+    *(_parameter(library) for library in (NUMPY, READ_ONLY, STRICT, STRICT_DEVICE, TORCH)),
+    *(_on_gpu(library) for library in (TORCH_GPU, CUPY)),
 ]
 LIBRARIES = [*FLOAT64_LIBRARIES, _parameter(STRICT_FLOAT32)]

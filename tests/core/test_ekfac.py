@@ -738,7 +738,7 @@ def test_shared_positions(update_diagonal, labels, weighted, batch_size, monkeyp
         tuple(part[start : start + batch_size] for part in data)
         for start in range(0, 11, batch_size)
     ]
-    monkeypatch.setattr("influence_core.curvature.layer_data._ENTRIES", 25)  # two points at a time
+    monkeypatch.setattr("influence_core.layers.seen._ENTRIES", 25)  # two points at a time
     problem, inverse = shared_inverse(loader, Ekfac(update_diagonal, labels=labels))
     matrix = shared_reference(problem, Sequences(*data), update_diagonal, labels == "given")
     rows = rng.standard_normal((3, 10))

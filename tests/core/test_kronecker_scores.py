@@ -1,4 +1,4 @@
-"""Scores from the factors of the layers against the ones that solve for rows of gradients."""
+"""Scores from what the layers see against the ones that solve for rows of gradients."""
 
 import numpy as np
 import pytest
@@ -7,19 +7,29 @@ from problems import FEW, MANY, N, fitted, make_setting
 
 from influence_core import CapabilityError, Ekfac, NotImplementedLayerRepresentationException
 from influence_core.curvature import Inverse
-from influence_core.curvature.kronecker_scores import Factors, layer_scores, self_scores
+from influence_core.curvature.kronecker_scores import layer_scores, self_scores
 from influence_core.curvature.low_rank import low_rank
 from influence_core.layer_check import CHECKED
+from influence_core.layers import AffineSeen, Bases
 from influence_core.problem import LayerStatistics
 
 LAMBDAS = [1e-3, 1e-1]
+ENTRIES = [1, 100, 10**6]
 
 
-def random_factors(library, n, s, outputs=7, inputs=5, seed=0):
+def seen(library, a, g):
+    return AffineSeen(library.array(g[None]), None, library.array(a))
+
+
+def random_sight(library, n, s, outputs=7, inputs=5, seed=0):
     rng = np.random.default_rng(seed)
     shrink = 0.5 ** np.arange(inputs), 0.7 ** np.arange(outputs)
     a, g = (rng.standard_normal((n, s, size.size)) * size for size in shrink)
-    return a, g, Factors(library.array(a), library.array(g))
+    return a, g, seen(library, a, g)
+
+
+def scores_of(left, right, weights, entries=10**6):
+    return layer_scores(left, right, Bases(), [weights], entries)[0, ...]
 
 
 def damped(outputs=7, inputs=5, regularization=1e-2):
@@ -27,21 +37,23 @@ def damped(outputs=7, inputs=5, regularization=1e-2):
     return 1.0 / (values + regularization)
 
 
+@pytest.mark.parametrize("entries", ENTRIES)
 @pytest.mark.parametrize("m", [1, 3, 30])
 @pytest.mark.parametrize(("s_left", "s_right"), [(1, 1), (3, 3), (1, 2), (4, 1)])
-def test_layer_scores(library, m, s_left, s_right):
-    a, g, left = random_factors(library, m, s_left, seed=1)
-    b, h, right = random_factors(library, 11, s_right, seed=2)
+def test_layer_scores(library, m, s_left, s_right, entries):
+    a, g, left = random_sight(library, m, s_left, seed=1)
+    b, h, right = random_sight(library, 11, s_right, seed=2)
     want = np.einsum("mso,msi,oi,nto,nti->mn", g, a, damped(), h, b)
     tolerance = 1e-9 if library.dtype == "float64" else 1e-4
-    library.close(layer_scores(left, right, damped()), want, tolerance)
+    library.close(scores_of(left, right, damped(), entries), want, tolerance)
 
 
+@pytest.mark.parametrize("entries", ENTRIES)
 @pytest.mark.parametrize("s", [1, 3])
-def test_self_scores_of_a_layer(library, s):
-    a, g, factors = random_factors(library, 11, s)
+def test_self_scores_of_a_layer(library, s, entries):
+    a, g, sight = random_sight(library, 11, s)
     want = np.einsum("nso,nsi,oi,nto,nti->n", g, a, damped(), g, a)
-    library.close(self_scores(factors, damped()), want)
+    library.close(self_scores(sight, Bases(), library.array(damped()), entries), want)
 
 
 @pytest.mark.parametrize("library", [NUMPY, NUMPY_FLOAT32], ids=str)
@@ -57,8 +69,8 @@ def test_large_layers_have_a_low_rank(monkeypatch, library, regularization, meas
     weights = 1.0 / (values + regularization)
     a, g = (rng.standard_normal((40, 1, size)) for size in (inputs, outputs))
     a, g = a * 0.95 ** (np.arange(inputs) / 2), g / (1 + np.arange(outputs))
-    factors = Factors(library.array(a), library.array(g))
-    left, right = factors.part(0, 12), factors.part(12, 40)
+    sight = seen(library, a, g)
+    left, right = sight.part(0, 12), sight.part(12, 40)
     matrices = np.einsum("nso,nsi->noi", g, a)
     want = np.einsum("moi,oi,noi->mn", matrices[:12], weights, matrices[12:])
     ranks = []
@@ -69,7 +81,7 @@ def test_large_layers_have_a_low_rank(monkeypatch, library, regularization, meas
         return found
 
     monkeypatch.setattr("influence_core.curvature.kronecker_scores.low_rank", spy)
-    got = library.host(layer_scores(left, right, weights))
+    got = library.host(scores_of(left, right, weights))
     error = np.linalg.norm(got - want) / np.linalg.norm(want)
     assert error < (1e-9 if library is NUMPY else 1e-4)
     if library is NUMPY_FLOAT32 and not measured:
@@ -100,8 +112,8 @@ def test_a_matrix_that_has_no_low_rank():
 def test_nothing_but_zeros():
     found = low_rank(np.ones((3, 4)), np.zeros(3), np.ones(4), 1e-6, most=2)
     assert not (found.left.T @ found.right).any()
-    factors = Factors(np.zeros((2, 1, 4)), np.zeros((2, 1, 3)))
-    assert not layer_scores(factors, factors, np.ones((3, 4))).any()
+    sight = seen(NUMPY, np.zeros((2, 1, 4)), np.zeros((2, 1, 3)))
+    assert not scores_of(sight, sight, np.ones((3, 4))).any()
 
 
 @pytest.mark.parametrize("m", [1, FEW, MANY])
@@ -112,11 +124,11 @@ def test_both_ways_to_the_scores(library, update_diagonal, structure, m):
     method = Ekfac(update_diagonal=update_diagonal)
     model = fitted(setting, method, block_structure=structure, regularization=1e-2)
     state = model._fitted
-    left, right = (state.batch(pair, "here") for pair in (setting.test(m), setting.train))
+    left, right = (state.points(pair, "here") for pair in (setting.test(m), setting.train))
     tolerance = 1e-9 if library.dtype == "float64" else 1e-4
     for block in state.blocks:
         inverse = state.inverses[block.name]
-        sides = state.source(left, block), state.source(right, block)
+        sides = left.of(block.names), right.of(block.names)
         short, reports = inverse.scores(*sides, LAMBDAS)
         long, _ = Inverse.scores(inverse, *sides, LAMBDAS)
         library.close(short, library.host(long), tolerance)
@@ -157,8 +169,8 @@ def test_all_blocks_share_one_pass_and_no_gradient_is_formed(monkeypatch):
 
 
 @pytest.mark.parametrize("memory", [1, 10**4])
-def test_little_memory_takes_the_long_way(memory):
-    """Rows of the smaller side then, a point of the larger at a time in the backend."""
+def test_little_memory(memory):
+    """A few points of each side at a time then, down to single ones."""
     setting = make_setting("tanh_cross_entropy")
     want = fitted(setting, Ekfac(), regularization=1e-2)
     got = fitted(setting, Ekfac(), regularization=1e-2, max_memory=memory)
@@ -211,22 +223,22 @@ def test_the_points_of_a_call_are_checked(monkeypatch):
 
 
 def test_small_gradients_do_not_vanish():
-    _, _, factors = random_factors(NUMPY_FLOAT32, 6, 1, outputs=40, inputs=50)
-    tiny = Factors(factors.inputs, factors.gradients * np.float32(1e-14))
+    _, _, sight = random_sight(NUMPY_FLOAT32, 6, 1, outputs=40, inputs=50)
+    tiny = sight.with_gradients(sight.gradients * np.float32(1e-14))
     weights = damped(40, 50)
-    want = layer_scores(factors, factors, weights).astype(np.float64) * 1e-28
-    NUMPY.close(layer_scores(tiny, tiny, weights).astype(np.float64), want, 1e-4)
+    want = scores_of(sight, sight, weights).astype(np.float64) * 1e-28
+    NUMPY.close(scores_of(tiny, tiny, weights).astype(np.float64), want, 1e-4)
 
 
 def test_every_point_has_the_tolerance_whatever_its_length():
     """Points of very different lengths: each column is right, not only the largest."""
     library = NUMPY_FLOAT32
-    a, g, _ = random_factors(library, 40, 1, outputs=60, inputs=80)
+    a, g, _ = random_sight(library, 40, 1, outputs=60, inputs=80)
     lengths = 10.0 ** np.linspace(-6, 6, 40)[:, None, None]
-    factors = Factors(library.array(a * lengths), library.array(g * lengths))
+    sight = seen(library, a * lengths, g * lengths)
     weights = damped(60, 80, 1e-3)
     want = np.einsum("mso,msi,oi,nto,nti->mn", g, a, weights, g, a)
-    got = layer_scores(factors, factors, weights).astype(np.float64)
+    got = scores_of(sight, sight, weights).astype(np.float64)
     got = got / (lengths[:, 0, 0, None] ** 2 * lengths[:, 0, 0] ** 2)
     error = np.linalg.norm(got - want, axis=0) / np.linalg.norm(want, axis=0)
     assert error.max() < 1e-3

@@ -6,8 +6,7 @@ import pytest
 from namespaces import NUMPY
 from problems import FEW, HIDDEN, INPUTS, KINDS, OUTPUTS, N, make_data, make_setting
 
-from influence_core.blocks import Block
-from influence_core.curvature.layers import columns_of_layers, join_columns
+from influence_core.layers import columns_of_layers, join_pieces
 from influence_core.modes import LabelKind
 from influence_core.problem import HasLayers, HasValues, Labels, Layer
 from influence_core.testing import ClosedFormProblem, LeastSquares, Logistic
@@ -178,13 +177,13 @@ def test_images_are_flattened():
 def test_the_columns_of_a_layer(library, transposed):
     """A kernel `(i, o)`, as some frameworks have it, is the same matrix `W`, `(o, i)`."""
     layer = Layer("weight", "bias", inputs=3, outputs=2, transposed=transposed)
-    block = Block("", ("bias", "weight"), 8)
     shape = (3, 2) if transposed else (2, 3)
-    (columns,) = columns_of_layers(block, {"layer": layer}, {"bias": (2,), "weight": shape})
+    names, shapes = ("bias", "weight"), {"bias": (2,), "weight": shape}
+    (columns,) = columns_of_layers(names, {"layer": layer}, shapes)
     host = np.arange(16.0).reshape(2, 8)
     kernel = host[:, 2:].reshape(2, *shape)
     matrix = np.swapaxes(kernel, 1, 2) if transposed else kernel
     rows = library.array(host)
     got = columns.gather(rows)
     library.close(got, np.concatenate([matrix, host[:, :2, None]], axis=2), 0.0)
-    library.close(join_columns(columns.scatter(got)), host, 0.0)
+    library.close(join_pieces(columns.scatter(got), {}, rows), host, 0.0)

@@ -135,7 +135,7 @@ def test_blocks_and_weights():
     train = (x, y, weights)
     model = influence(setting, regularization=1e-2, block_structure="parameter_wise").fit([train])
     fitted_model = model._fitted
-    right = fitted_model.batch(train, "x")
+    right = fitted_model.points(train, "x")
     parameters = setting.parameters
     g = gradients(parameters, "cross_entropy", x, y)
     h = hessians(parameters, "cross_entropy", x, y)
@@ -150,11 +150,11 @@ def test_blocks_and_weights():
         slopes = slopes + np.sum(step * g[:, place], axis=1)
     share = weights / weights.sum()
     leverage = share * bends / slopes
-    assert right.weights is not None
+    assert right.batch.weights is not None
     # the weights of the points of a call come with its batch
     from influence_core.removal import corrected_removal_effects, removal_effects
 
-    left = fitted_model.batch(setting.test(), "x")
+    left = fitted_model.test_points(setting.test(), "x")
     regularization = dict.fromkeys(parameters, 1e-2)
     for effects, want in (
         (removal_effects, scores * share),

@@ -13,11 +13,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 collect_ignore_glob = [] if INSTALLED else ["test_*.py"]
 
-# the models are tiny: compiling them takes the time, not running them
+# the models are tiny: compiling them takes the time, not running them; a second CPU is a device
+# that is not the default one
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
-    "--xla_cpu_multi_thread_eigen=false",
+    "--xla_cpu_multi_thread_eigen=false --xla_force_host_platform_device_count=2",
 )
 
 

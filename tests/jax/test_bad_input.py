@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax_models import N, labels, linear, mlp_case, normal
+from jax_models import Case, N, convex_case, labels, linear, mlp_case, normal
+from jax_reference import close
 
 from influence_core.errors import (
     BackendImportError,
@@ -178,12 +179,31 @@ def test_no_derivative():
         ({"w": 3}, "at least one floating-point array"),
         ({}, "at least one floating-point array"),
         ({"w": jnp.ones(3, jnp.complex64)}, "real floating-point"),
+        ({"w": jnp.ones(3), "scale": 0.5}, r"'scale' is the Python float 0.5.*jnp.asarray.*close"),
+        ({"w": [jnp.ones(3), 1j]}, r"'w\.1' is the Python complex 1j.*jnp.asarray"),
+        ({"w": np.float32(0.5)}, r"'w' is a numpy.float32.*jnp.asarray"),
         ({"a.b": jnp.ones(3), "a": {"b": jnp.ones(3)}}, "dotted path of its own"),
     ],
 )
 def test_parameters(params, message):
     with pytest.raises(ModelError, match=message):
         DirectInfluence(linear, params, cross_entropy).fit([(normal(N, 3), labels(N))])
+
+
+def test_what_is_no_parameter_reaches_the_function_as_it_is():
+    case, seen = convex_case(), []
+    constants = {"power": 2, "shift": True, "nonlinearity": jnp.tanh, "table": np.arange(3)}
+
+    def apply(params, x):
+        seen.append({name: params[name] for name in constants})
+        return params["nonlinearity"](linear(params["dense"], x)) ** params["power"]
+
+    problem = Case(apply, {"dense": case.params, **constants}, case.loss, case.x, case.y).problem()
+    assert list(problem.parameters) == ["dense.bias", "dense.kernel"]
+    problem.gradients(problem.batch((case.x, case.y)), ["dense.bias"])
+    assert seen
+    for one in seen:
+        assert all(one[name] is value for name, value in constants.items())
 
 
 def test_donated_and_traced_parameters():
@@ -220,8 +240,7 @@ def test_devices():
             model.to(device)
     before = model.fit(case.loader()).influences(*case.part(4))
     for device in ("cpu:0", jax.devices()[0]):
-        after = model.to(device).influences(*case.part(4))
-        assert np.array_equal(after, before)
+        close(model.to(device).influences(*case.part(4)), before)
 
 
 def test_perturbed_integers():

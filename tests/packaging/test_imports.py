@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-FRAMEWORKS = {"cupy", "dask", "jax", "matplotlib", "sklearn", "torch"}
+FRAMEWORKS = {"cupy", "dask", "jax", "matplotlib", "safetensors", "sklearn", "torch", "zarr"}
 
 
 def imported_by(module: str) -> set[str]:

@@ -116,8 +116,15 @@ PENALTIES = {
 @pytest.mark.parametrize("attributes", PENALTIES.values(), ids=PENALTIES.keys())
 def test_penalties_without_second_derivative(attributes):
     estimator = changed(BINARY.estimator, **attributes)
-    with pytest.raises(CapabilityError, match=r"must have a quadratic penalty.*l1_ratio=0"):
+    words = r"must have a quadratic penalty, or none; got l1_ratio=.*, C=1.0.*l1_ratio=0 .*C=inf"
+    with pytest.raises(CapabilityError, match=words):
         influences(estimator, X, LABELS)
+
+
+@pytest.mark.parametrize("attributes", PENALTIES.values(), ids=PENALTIES.keys())
+def test_an_infinite_C_is_no_penalty_of_any_kind(attributes):
+    problem = SklearnProblem(changed(BINARY.estimator, C=np.inf, **attributes))
+    np.testing.assert_array_equal(problem.penalty(["coef", "intercept"], 1.0), np.zeros(INPUTS + 1))
 
 
 @pytest.mark.parametrize(

@@ -135,6 +135,14 @@ def test_kronecker_factors_are_exact_for_least_squares(kind):
         NUMPY.close(got, setting.influences(1e-2), 1e-8)
 
 
+def test_no_part_of_a_penalty_acts_where_C_is_infinite():
+    """Where scikit-learn minimises the loss alone, `l1_ratio` says nothing."""
+    setting = fit("binary without penalty")
+    estimator = clone(setting.estimator).set_params(l1_ratio=1.0).fit(setting.x, setting.y)
+    got = influences(estimator, setting.x, setting.y, *setting.test)
+    NUMPY.close(got, setting.influences(), 1e-8)
+
+
 def test_without_test_points_the_training_points_stand_on_both_sides():
     setting = fit("binary")
     got = influences(setting.estimator, setting.x, setting.y)

@@ -1,12 +1,15 @@
 """Predicted changes against estimators that scikit-learn fits without the point."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from fits import EXACT, NAMES, M, N, fit, logistic
-from namespaces import NUMPY
+from namespaces import NUMPY, STRICT
+from scipy.sparse import coo_array
 from sklearn.base import clone
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris
-from sklearn.linear_model import Ridge
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
@@ -134,3 +137,58 @@ def test_bad_test_points_are_named():
         leave_one_out(
             setting.estimator, setting.x, setting.y, setting.x_test * np.nan, setting.y_test
         )
+
+
+class Frame:
+    """What is read by places, not by slices of its own, as data frames are."""
+
+    def __init__(self, values):
+        self.values, self.iloc = values, self
+
+    def __len__(self):
+        return len(self.values)
+
+    def __getitem__(self, points):
+        return Frame(self.values[points])
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array(self.values, dtype=dtype)
+
+
+SLICED = {
+    "arrays": np.asarray,
+    "lists": lambda array: array.tolist(),
+    "frames": Frame,
+    "another library": STRICT.array,
+    "sparse": lambda array: coo_array(array) if array.ndim == 2 else array,
+}
+
+
+@pytest.mark.parametrize("kind", SLICED)
+def test_training_points_are_cut_to_memory(kind):
+    setting, convert = fit("ridge", weighted=True), SLICED[kind]
+    training = convert(setting.x), convert(setting.y)
+    weights = convert(setting.weights)
+    got = leave_one_out(
+        setting.estimator, *training, *setting.test, sample_weight=weights, max_memory=7 * 8 * 60
+    )
+    NUMPY.close(got, predicted(setting), 1e-12)
+
+
+@pytest.mark.parametrize("call", [influences, leave_one_out])
+def test_memory_of_wide_problems_is_bounded(call):
+    """Far less than the gradients of all points, `(n, d)`, beside the data and the Hessian."""
+    rng = np.random.default_rng(0)
+    n, d = 6000, 3 * 61
+    x, y = rng.standard_normal((n, 60)), rng.integers(0, 3, n)
+    estimator = LogisticRegression(max_iter=300).fit(x, y)
+
+    def peak(**options):
+        tracemalloc.start()
+        call(estimator, x, y, x[:5], y[:5], **options)
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    bounded = x.nbytes + 3 * 8 * d * d + 2**20
+    assert peak(max_memory=2**20) < bounded < 8 * n * d < peak()

@@ -5,13 +5,17 @@ The loss is `ℓ = exp(η) - y η`. With `φ = (x, 1)` and `r = exp(η) - y`:
 """
 
 import numpy as np
+import numpy.typing as npt
 
 from influence_explicit.model import ExplicitModel
 
 
-def poisson_regression(coefficients: np.ndarray, intercept: float) -> ExplicitModel:
+def poisson_regression(coefficients: npt.ArrayLike, intercept: float) -> ExplicitModel:
     """Return the model with these coefficients, `(i,)`, for inputs `(n, i)` and counts `(n,)`."""
-    parameters = {"coefficients": np.array(coefficients), "intercept": np.array([intercept])}
+    parameters = {
+        "coefficients": np.array(coefficients, dtype=np.float64),
+        "intercept": np.array([intercept], dtype=np.float64),
+    }
     return ExplicitModel(parameters, _gradients, _hessians, _mixed)
 
 

@@ -4,21 +4,16 @@ import numpy as np
 import pytest
 from influence_explicit import poisson_regression
 
-from influence_core.testing import BackendConformance, FiniteDifferences, Subject
+from influence_core.testing import BackendConformance, Subject
 
 
-def losses(parameters, x, y):
-    eta = x @ parameters["coefficients"] + parameters["intercept"]
-    return np.exp(eta) - y * eta
-
-
-@pytest.fixture(scope="module")
-def subject():
-    model = poisson_regression(np.array([0.3, -0.5, 0.2]), 0.1)
-    x, y = np.random.default_rng(0).normal(size=(7, 3)), np.arange(7) % 4
-    oracle = FiniteDifferences(losses)
-    return Subject(model, None, (x, y), lambda: model.parameters, oracle, weighted=lambda *a: a)
+def losses(p, x, y):
+    return np.exp(eta := x @ p["coefficients"] + p["intercept"]) - y * eta
 
 
 class TestConformance(BackendConformance):
-    pass
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def subject():
+        data = np.random.default_rng(0).normal(size=(7, 2)), np.arange(7) % 4
+        return Subject(poisson_regression([0.3, -0.5], 0.1), data, losses, weighted=lambda *a: a)

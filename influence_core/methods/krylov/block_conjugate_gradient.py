@@ -3,6 +3,9 @@
 Ji and Li, A breakdown-free block conjugate gradient method, BIT Numerical Mathematics 57 (2017).
 With orthonormal search directions `P` (rows) and `H = P A Pᵀ`:
 `α = H⁻¹ P Rᵀ`, `X += αᵀ P`, `R -= αᵀ P A`, `β = -H⁻¹ (P A) Zᵀ`, `P = orth(Z + βᵀ P)`.
+In exact arithmetic the new directions are conjugate to all before the last ones, too. In float32
+that is lost within a few steps, and a step more is a pass over the data: so `β` is made for each of
+the last few blocks.
 
 Dependent right-hand sides (duplicates are common) stall the block method, so they are compressed
 first: `b = T V` with orthonormal rows `V`, which are solved and expanded by `T`. Directions that
@@ -34,14 +37,24 @@ from influence_core.methods.krylov.iteration import (
 from influence_core.problem import Array
 
 _PATIENCE = 30
+# more save no further steps where 100 rows are solved in float32; each costs a few percent of one
+MOST_CONJUGATED = 5
 
 
 def block_conjugate_gradient(
-    system: LinearSystem, b: Array, maxiter: int, progress: Any
+    system: LinearSystem, b: Array, maxiter: int, progress: Any, conjugated: int = MOST_CONJUGATED
 ) -> Iterate:
     """Solve `x A = b` for the rows of `b`, `(k, d)`, from zero, in at most `maxiter` steps.
 
     Negative curvature concerns the shared space: every row that has not converged stops with it.
+
+    Args:
+        system: `A`, and when a row has converged.
+        b: the right-hand sides.
+        maxiter: most steps.
+        progress: a tqdm bar.
+        conjugated: how many blocks are held, two arrays of `(k, d)` each, for new ones to be made
+            conjugate to.
     """
     xp = namespace(b)
     expand, r = compress(b)
@@ -49,6 +62,7 @@ def block_conjugate_gradient(
     watch = StopWatch(progress, patience=max(_PATIENCE, math.ceil(b.shape[1] / r.shape[0])))
     x = xp.zeros_like(r)
     p, kept = orthonormal_rows(system.precondition(r))
+    history: list[tuple[Array, Array, Array]] = []
     active = row_norms(b) > system.tolerances
     iterations = xp.zeros_like(xp.astype(active, xp.int32))
     positive = finite = xp.all(xp.ones_like(active))
@@ -63,9 +77,6 @@ def block_conjugate_gradient(
         go = xp.astype(positive, b.dtype)
         alpha = (r @ xp.matrix_transpose(p)) @ inverse * go
         x, r = x + alpha @ p, r - alpha @ ap
-        z = system.precondition(r)
-        beta = (z @ xp.matrix_transpose(ap)) @ inverse
-        p, kept = orthonormal_rows(z - beta @ p)
         iterations = iterations + xp.astype(active & positive, xp.int32)
         norms = row_norms(expand @ r)
         active = norms > system.tolerances
@@ -75,6 +86,8 @@ def block_conjugate_gradient(
             step, largest_ratio(norms, system.tolerances, pending)
         ):
             break
+        history = [*history, (p, ap, inverse)][-conjugated:]
+        p, kept = orthonormal_rows(_conjugate(system.precondition(r), history))
     return Iterate(expand @ x, iterations, active & ~positive & finite, step)
 
 
@@ -84,11 +97,12 @@ def compress(b: Array) -> tuple[Array, Array]:
     Rows are scaled to one length first, so that a short right-hand side is not taken for rounding.
     The row of `T` that belongs to a zero row of `b` is exactly zero.
     """
-    norms = row_norms(b)
-    u, s, vt = singular_value_decomposition(b * masked_reciprocal(norms, norms > 0)[:, None])
+    xp, norms = namespace(b), row_norms(b)
+    q, triangle = _factor(b, norms)
+    u, s, vt = singular_value_decomposition(xp.matrix_transpose(triangle))
     values = to_host(s)
-    count = max(int((values > epsilon(b) * max(b.shape) * values.max(initial=0.0)).sum()), 1)
-    return (norms[:, None] * u * s)[:, :count], vt[:count, :]
+    count = max(int((values > _rounding(b) * values.max(initial=0.0)).sum()), 1)
+    return (norms[:, None] * u * s)[:, :count], (vt @ xp.matrix_transpose(q))[:count, :]
 
 
 def orthonormal_rows(rows: Array) -> tuple[Array, Array]:
@@ -97,12 +111,34 @@ def orthonormal_rows(rows: Array) -> tuple[Array, Array]:
     The second answer, `(k,)`, is 1 for the rows of the basis and 0 for the padding.
     """
     xp = namespace(rows)
-    norms = row_norms(rows)
-    scaled = rows * masked_reciprocal(norms, norms > 0)[:, None]
-    q, triangle = xp.linalg.qr(xp.matrix_transpose(scaled))
+    q, triangle = _factor(rows, row_norms(rows))
     u, s, _ = singular_value_decomposition(triangle)
-    kept = xp.astype(s > xp.max(s) * (epsilon(rows) * max(rows.shape)), rows.dtype)
+    kept = xp.astype(s > xp.max(s) * _rounding(rows), rows.dtype)
     return xp.matrix_transpose((q @ u) * kept), kept
+
+
+def _conjugate(z: Array, history: list[tuple[Array, Array, Array]]) -> Array:
+    """Return the part of `z`, `(k, d)`, that is conjugate to blocks `(P, P A, H⁻¹)`."""
+    for p, ap, inverse in history:
+        z = z - ((z @ namespace(z).matrix_transpose(ap)) @ inverse) @ p
+    return z
+
+
+def _factor(rows: Array, norms: Array) -> tuple[Array, Array]:
+    """Return `Q`, `(d, r)`, and `R`, `(r, k)`, with `Q R` the rows at length one, as columns."""
+    xp = namespace(rows)
+    unit = rows * masked_reciprocal(norms, norms > 0)[:, None]
+    q, triangle = xp.linalg.qr(xp.matrix_transpose(unit))
+    return q, triangle
+
+
+def _rounding(rows: Array) -> float:
+    """Return the relative size of singular values of unit rows, `(k, d)`, that are rounding.
+
+    A reflection leaves `k` roundings behind and an inner product of random numbers `√d`.
+    """
+    k, d = rows.shape
+    return epsilon(rows) * float(k + math.sqrt(d))
 
 
 def _inverse(h: Array, kept: Array) -> tuple[Array, Array]:

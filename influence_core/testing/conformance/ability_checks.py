@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from influence_core.arrays import device, is_array
+from influence_core.arrays import is_array
 from influence_core.problem import (
+    BoundsMemory,
     HandsOver,
     HasPenalty,
     HasValues,
-    Movable,
     ReadsByIndex,
     ReadsData,
     Shelters,
@@ -22,11 +23,14 @@ from influence_core.testing.conformance.expect import (
     ability,
     require,
     require_close,
+    rounding,
     sheltered,
     skip,
 )
 from influence_core.testing.conformance.subject import Subject
 from influence_core.testing.conformance.trees import on_host
+
+_MEMORY = 4096
 
 
 class AbilityChecks:
@@ -39,7 +43,8 @@ class AbilityChecks:
         for names in subject.selections:
             want = np.concatenate([np.ravel(subject.values[name]) for name in names])
             rule = "the parameters themselves, in the order of `names`"
-            require_close(problem.values(names), want, subject, f"values({names})", rule)
+            tolerance = rounding(subject.problem.reference)
+            require_close(problem.values(names), want, subject, f"values({names})", rule, tolerance)
 
     @sheltered
     def test_penalty(self, subject: Subject) -> None:
@@ -87,20 +92,6 @@ class AbilityChecks:
         _check_rows(subject, backwards[::-1], "indexed(data)")
 
     @sheltered
-    def test_problems_move(self, subject: Subject) -> None:
-        """`to(device)` is the same problem on that device; here on its own."""
-        home = ability(subject, Movable)
-        place = device(home.reference)
-        moved = home.to(place)
-        require(
-            bool(device(moved.reference) == place),
-            f"`to({place})` must lie on that device; it lies on {device(moved.reference)}.",
-        )
-        got = moved.gradients(moved.batch(subject.data), subject.names)
-        rule = "the gradients of the problem that was moved"
-        require_close(got, subject.truth.gradients, subject, "to(device).gradients", rule)
-
-    @sheltered
     def test_answers_are_handed_over(self, subject: Subject) -> None:
         """`hand_over` keeps shape and numbers; only the dtype may become shorter."""
         problem = ability(subject, HandsOver)
@@ -124,6 +115,33 @@ class AbilityChecks:
         with problem.shelter():
             rule = "∇ℓᵢ in a shelter inside of a shelter"
             require_close(got, subject.truth.gradients, subject, "gradients(batch, names)", rule)
+
+    def test_errors_leave_a_shelter(self, subject: Subject) -> None:
+        """Whatever is raised in a shelter is raised from it."""
+        problem = ability(subject, Shelters)
+        try:
+            with problem.shelter():
+                raise _TriedError
+        except _TriedError:
+            return
+        raise AssertionError("`with problem.shelter():` must let every exception pass.")
+
+    @sheltered
+    def test_memory_limit_is_told(self, subject: Subject) -> None:
+        """`max_memory` is a number of bytes, and no more than was asked for."""
+        ability(subject, BoundsMemory)
+        for asked, most in ((None, math.inf), (_MEMORY, _MEMORY)):
+            problem: Any = subject.make(max_memory=asked)
+            told = problem.max_memory
+            require(
+                type(told) is int and 0 < told <= most,
+                "`problem.max_memory` must be a number of bytes, an int, and at most the one that "
+                f"the factory was given; got {told!r} for a problem with max_memory={asked}.",
+            )
+
+
+class _TriedError(Exception):
+    pass
 
 
 def _pairs(subject: Subject) -> tuple[list[Any], list[int]]:

@@ -6,26 +6,29 @@ import random
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from influence_core.arrays import map_tree
+from influence_core.arrays import namespace
 from influence_core.fitted import shelter
-from influence_core.problem import Tree
+from influence_core.problem import Array, Tree
+from influence_core.testing.conformance.actions import actions_of
 from influence_core.testing.conformance.calls import Arguments, Call, arguments, calls_of
 from influence_core.testing.conformance.expect import (
     require,
     require_like,
-    require_numbers,
+    require_same,
     rounding,
     sheltered,
 )
 from influence_core.testing.conformance.oracles import Host
 from influence_core.testing.conformance.subject import Subject
-from influence_core.testing.conformance.trees import leaves, on_host
+from influence_core.testing.conformance.trees import leaves, on_host, same
 
 _THREADS, _ROUNDS = 4, 3
+_ARRAYS = "v", "w", "rows"
 
 
 class BehaviourChecks:
@@ -36,7 +39,7 @@ class BehaviourChecks:
         """Namespace, dtype, device, and no graph of derivatives."""
         for name, call in calls_of(subject).items():
             for leaf in leaves(call(arguments(subject))):
-                require_like(leaf, subject.problem.reference, name)
+                require_like(leaf, subject.problem.reference, name, indices=call.indices)
 
     @sheltered
     def test_answers_are_deterministic(self, subject: Subject) -> None:
@@ -48,12 +51,16 @@ class BehaviourChecks:
     @sheltered
     def test_answers_stay_as_they_were(self, subject: Subject) -> None:
         """A later call leaves earlier answers alone."""
-        for name, call in calls_of(subject).items():
-            answer = call(arguments(subject))
-            kept = on_host(answer)
-            call(arguments(subject, seed=1))
-            rule = f"an answer of `{name}` must stay as it was when `{name}` is called again"
-            _check_same(subject, answer, kept, f"{rule}: return fresh memory, no buffer")
+        calls, answers, kept = calls_of(subject), {}, {}
+        for name, call in calls.items():
+            answers[name] = call(arguments(subject))
+            kept[name] = on_host(answers[name])
+        for seed in (1, 2):
+            for call in calls.values():
+                call(arguments(subject, seed))
+        for name, answer in answers.items():
+            rule = f"an answer of `{name}` must stay as it was when the problem is asked again"
+            _check_same(subject, answer, kept[name], f"{rule}: return fresh memory, no buffer")
 
     @sheltered
     def test_answers_alias_nothing(self, subject: Subject) -> None:
@@ -76,23 +83,33 @@ class BehaviourChecks:
             a = arguments(subject)
             before = _hosts(a)
             call(a)
-            rule = f"`{name}` must not write into its arguments"
-            _check_arguments(before, _hosts(a), rule)
-            _check_data(subject, rule)
+            _check_arguments(before, _hosts(a), f"`{name}` must not write into its arguments")
+        for name, act in actions_of(subject).items():
+            act()
+            _check_data(subject, f"`{name}` must not write into the data")
+
+    @sheltered
+    def test_vectors_may_be_views(self, subject: Subject) -> None:
+        """The numbers of vectors and weights count, and not how they lie in memory."""
+        a = arguments(subject)
+        views = {name: _view(getattr(a, name)) for name in _ARRAYS}
+        for name, call in calls_of(subject).items():
+            rule = f"`{name}` must take arrays that are slices of larger ones as it takes others"
+            _check_same(subject, call(replace(a, **views)), on_host(call(a)), rule)
 
     @sheltered
     def test_the_model_is_left_alone(self, subject: Subject) -> None:
-        """The parameters of the user's model are what they were."""
-        for name, call in calls_of(subject).items():
-            call(arguments(subject))
+        """The user's model is what it was: its parameters, and all that `Subject.state` tells."""
+        for name, act in actions_of(subject).items():
+            act()
             _check_model(subject, f"`{name}` must leave the user's model as it is")
 
     @sheltered
     def test_random_states_are_left_alone(self, subject: Subject) -> None:
         """The global generators of Python and NumPy do not move."""
-        for name, call in calls_of(subject).items():
+        for name, act in actions_of(subject).items():
             before = _random_states()
-            call(arguments(subject))
+            act()
             require(
                 _random_states() == before,
                 f"`{name}` must not move the global random generators of Python or NumPy. Use a "
@@ -126,8 +143,7 @@ def _answers(calls: Mapping[str, Call], a: Arguments) -> dict[str, Tree]:
 
 
 def _check_same(subject: Subject, got: Tree, want: Tree, rule: str) -> None:
-    tolerance = rounding(subject.problem.reference)
-    map_tree(lambda a, b: require_numbers(on_host(a), b, rule, tolerance), got, want)
+    require_same(got, want, rule, rounding(subject.problem.reference))
 
 
 def _check_unchanged(subject: Subject, rule: str) -> None:
@@ -136,10 +152,11 @@ def _check_unchanged(subject: Subject, rule: str) -> None:
 
 
 def _check_model(subject: Subject, rule: str) -> None:
-    for name, value in subject.read_parameters().items():
+    now = {**subject.read_state(), **subject.read_parameters()}
+    for name, then in {**subject.first_state, **subject.values}.items():
         require(
-            np.array_equal(value, subject.values[name]),
-            f"{rule}; the parameter {name!r} of the model has changed.",
+            name in now and same(now[name], then),
+            f"{rule}; {name!r} was {then} and is {now.get(name)}.",
         )
 
 
@@ -152,7 +169,7 @@ def _check_data(subject: Subject, rule: str) -> None:
 
 
 def _hosts(a: Arguments) -> dict[str, Host]:
-    return {name: on_host(getattr(a, name)) for name in ("v", "w", "rows")}
+    return {name: on_host(getattr(a, name)) for name in _ARRAYS}
 
 
 def _check_arguments(before: Mapping[str, Host], after: Mapping[str, Host], rule: str) -> None:
@@ -163,6 +180,11 @@ def _check_arguments(before: Mapping[str, Host], after: Mapping[str, Host], rule
 def _random_states() -> tuple[Any, ...]:
     kind, keys, *rest = np.random.get_state()  # noqa: NPY002 - it is read, not drawn from
     return random.getstate(), kind, tuple(np.asarray(keys).tolist()), *rest
+
+
+def _view(array: Array) -> Array:
+    """Return the same numbers as a slice of an array with longer rows."""
+    return namespace(array).concat([0 * array, array], axis=1)[:, array.shape[1] :]
 
 
 def _overwrite(leaf: Any) -> None:

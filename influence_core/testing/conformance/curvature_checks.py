@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
@@ -20,11 +19,11 @@ from influence_core.testing.conformance.expect import (
     known_gauss_newton,
     require_close,
     require_numbers,
+    require_same,
     rounding,
     sheltered,
 )
 from influence_core.testing.conformance.oracles import Host
-from influence_core.testing.conformance.problem_checks import weighted_batch
 from influence_core.testing.conformance.subject import Subject
 from influence_core.testing.conformance.trees import on_host
 
@@ -53,17 +52,6 @@ class HessianChecks:
         _check_linearity(subject, "hessian_product", subject.problem.hessian_product)
 
     @sheltered
-    def test_hessian_is_a_mean_over_points(self, subject: Subject) -> None:
-        """However the points are cut, batches add up by their numbers of points."""
-        _check_mean(subject, "hessian_product", subject.problem.hessian_product)
-
-    @sheltered
-    def test_hessian_weighs_the_points(self, subject: Subject) -> None:
-        """With weights the mean is `Σ wᵢ ∇²ℓᵢ / Σ wᵢ`."""
-        hessians, problem = subject.truth.hessians, subject.problem
-        _check_weights(subject, "hessian_product", problem.hessian_product, hessians)
-
-    @sheltered
     def test_linearize(self, subject: Subject) -> None:
         """The linearised product is the Hessian's, for one vector after the other."""
         problem = ability(subject, LinearizesHessian)
@@ -71,28 +59,37 @@ class HessianChecks:
             product = problem.linearize(subject.batch(), names)
             place = subject.columns(names)
             hessian = np.mean(subject.truth.hessians, axis=0)[np.ix_(place, place)]
-            for k in subject.counts(names, place.size):
+            for k in subject.counts(names):
                 v, array = subject.random(k, place.size)
                 call = f"linearize(batch, {names})(v)"
                 rule = "hessian_product(batch, v, names), for every v that it is called with"
                 require_close(product(array), v @ hessian, subject, call, rule)
 
     @sheltered
-    def test_linearize_weighs_the_points(self, subject: Subject) -> None:
-        """The weights of the batch enter as in `hessian_product`."""
-        problem = ability(subject, LinearizesHessian)
-
-        def product(batch: Batch, v: Array, names: list[str]) -> Array:
-            return problem.linearize(batch, names)(v)
-
-        _check_weights(subject, "linearize", product, subject.truth.hessians)
+    def test_linearizations_stand_alone(self, subject: Subject) -> None:
+        """Each keeps its own batch, and leaves its earlier answers alone."""
+        problem, names = ability(subject, LinearizesHessian), subject.names
+        (_, u), (_, v) = (subject.random(subject.many, subject.size, seed=seed) for seed in (0, 1))
+        batches = subject.part(0, 3), subject.part(2, 5)
+        products = [problem.linearize(batch, names) for batch in batches]
+        answers = [product(u) for product in products]
+        for product in products:
+            product(v)
+        tolerance = 10 * rounding(subject.problem.reference)
+        for batch, answer in zip(batches, answers, strict=True):
+            rule = (
+                "`linearize(batch, names)(v)` must be `hessian_product(batch, v, names)` in full "
+                "precision, also when other batches are linearised and other vectors come after v"
+            )
+            require_same(answer, problem.hessian_product(batch, u, names), rule, tolerance)
 
     @sheltered
     def test_hessian_quadratics(self, subject: Subject) -> None:
         """`vᵢ · ∇²ℓᵢ · vᵢᵀ`, every point with a vector of its own."""
         problem = ability(subject, PointQuadratics)
-        matrices = subject.truth.hessians
-        _check_quadratics(subject, "hessian_quadratics", problem.hessian_quadratics, matrices)
+        name, matrices = "hessian_quadratics", subject.truth.hessians
+        _check_quadratics(subject, name, problem.hessian_quadratics, matrices)
+        _check_single_points(subject, name, problem.hessian_quadratics, problem.hessian_product)
 
 
 class GaussNewtonChecks:
@@ -115,22 +112,14 @@ class GaussNewtonChecks:
         _check_linearity(subject, *_gauss_newton(subject))
 
     @sheltered
-    def test_gauss_newton_is_a_mean_over_points(self, subject: Subject) -> None:
-        """However the points are cut, batches add up by their numbers of points."""
-        _check_mean(subject, *_gauss_newton(subject))
-
-    @sheltered
-    def test_gauss_newton_weighs_the_points(self, subject: Subject) -> None:
-        """With weights the mean is the weighted one."""
-        name, product = _gauss_newton(subject)
-        _check_weights(subject, name, product, known_gauss_newton(subject))
-
-    @sheltered
     def test_gauss_newton_quadratics(self, subject: Subject) -> None:
         """`vᵢ · Jᵢᵀ (∇²_f ℓᵢ) Jᵢ · vᵢᵀ`, every point with a vector of its own."""
         name = "generalized_gauss_newton_quadratics"
         quadratics = getattr(ability(subject, PointQuadratics), name)
         _check_quadratics(subject, name, quadratics, known_gauss_newton(subject))
+        if isinstance(subject.problem, GeneralizedGaussNewton):
+            product = subject.problem.generalized_gauss_newton_product
+            _check_single_points(subject, name, quadratics, product)
 
 
 def _gauss_newton(subject: Subject) -> tuple[str, _Product]:
@@ -142,7 +131,7 @@ def _check_product(subject: Subject, name: str, product: _Product, matrix: Host)
     batch, rule = subject.batch(), f"v times the mean over the points, {_BLOCK}"
     for names in subject.selections:
         place = subject.columns(names)
-        for k in subject.counts(names, place.size):
+        for k in subject.counts(names):
             v, array = subject.random(k, place.size)
             want = v @ matrix[np.ix_(place, place)]
             got = product(batch, array, names)
@@ -150,7 +139,9 @@ def _check_product(subject: Subject, name: str, product: _Product, matrix: Host)
 
 
 def _check_symmetry(subject: Subject, name: str, product: _Product) -> None:
-    (u, u_array), (v, v_array) = (subject.random(3, subject.size, seed=s) for s in (0, 1))
+    (u, u_array), (v, v_array) = (
+        subject.random(subject.many, subject.size, seed=s) for s in (0, 1)
+    )
     batch, names = subject.batch(), subject.names
     left = on_host(product(batch, u_array, names)) @ v.T
     right = u @ on_host(product(batch, v_array, names)).T
@@ -160,7 +151,7 @@ def _check_symmetry(subject: Subject, name: str, product: _Product) -> None:
 
 
 def _check_linearity(subject: Subject, name: str, product: _Product) -> None:
-    (_, u), (_, v) = (subject.random(3, subject.size, seed=s) for s in (0, 1))
+    (_, u), (_, v) = (subject.random(subject.many, subject.size, seed=s) for s in (0, 1))
     batch, names = subject.batch(), subject.names
     parts = 2 * on_host(product(batch, u, names)) - on_host(product(batch, v, names))
     tolerance = 10 * rounding(subject.problem.reference)
@@ -168,35 +159,6 @@ def _check_linearity(subject: Subject, name: str, product: _Product) -> None:
     require_numbers(whole, parts, f"`{name}` must be linear in v", tolerance)
     nothing = on_host(product(batch, 0 * v, names))
     require_numbers(nothing, 0 * parts, f"`{name}` of v = 0 must be zero", tolerance)
-
-
-def _check_mean(subject: Subject, name: str, product: _Product) -> None:
-    (_, v), n, names = subject.random(3, subject.size), subject.points, subject.names
-    whole = on_host(product(subject.batch(), v, names))
-    tolerance = 10 * rounding(subject.problem.reference)
-    for cuts in ((0, 2, n), (0, 3, n - 1, n), tuple(range(n + 1))):
-        total: Any = 0
-        for start, stop in itertools.pairwise(cuts):
-            part = subject.part(start, stop)
-            total = total + on_host(product(part, v, names)) * ((stop - start) / n)
-        rule = (
-            f"`{name}` must be a mean over the points of its batch, so that batches cut at {cuts}, "
-            "weighted by their numbers of points, add up to the whole"
-        )
-        require_numbers(total, whole, rule, tolerance)
-
-
-def _check_weights(subject: Subject, name: str, product: _Product, matrices: Host) -> None:
-    batch, w = weighted_batch(subject)
-    (v, array), names = subject.random(3, subject.size), subject.names
-    rule = "v times the weighted mean over the points, Σ wᵢ(·)ᵢ / Σ wᵢ"
-    for part, points in ((batch, slice(None)), (batch[1:4], slice(1, 4))):
-        mean = np.tensordot(w[points] / np.sum(w[points]), matrices[points], axes=1)
-        got = product(part, array, names)
-        require_close(got, v @ mean, subject, f"{name}(weighted batch, v, names)", rule)
-    got = product(batch[0:1], array, names)
-    call = f"{name}(batch of weight zero, v, names)"
-    require_close(got, 0 * v, subject, call, "zeros, which add nothing to a sum over batches")
 
 
 def _check_quadratics(
@@ -209,3 +171,17 @@ def _check_quadratics(
         got = quadratics(subject.batch(), array, names)
         rule = "for every point its own vector, its own matrix and its vector again"
         require_close(got, want, subject, f"{name}(batch, v, {names})", rule)
+
+
+def _check_single_points(
+    subject: Subject, name: str, quadratics: Callable[..., Array], product: _Product
+) -> None:
+    v, array = subject.random(subject.points, subject.size)
+    got = on_host(quadratics(subject.batch(), array, subject.names))
+    rule = f"`{name}` must be v times the product of its point alone with v, in full precision"
+    tolerance = 10 * rounding(subject.problem.reference)
+    for at in range(subject.points):
+        point = slice(at, at + 1)
+        row = on_host(product(subject.part(at, at + 1), array[point, :], subject.names))
+        want = np.sum(row * v[point], axis=1)
+        require_numbers(got[point], want, rule, tolerance * subject.size)

@@ -83,10 +83,19 @@ def rounding(reference: Array) -> float:
     return max(1e-10, 1e3 * epsilon(reference))
 
 
-def require_like(got: Any, reference: Array, call: str) -> None:
-    """Require an array in the namespace, dtype and device of `reference`, without a graph."""
+def require_like(got: Any, reference: Array, call: str, *, indices: bool = False) -> None:
+    """Require an array in the namespace, dtype and device of `reference`, without a graph.
+
+    Args:
+        got: the answer.
+        reference: a parameter.
+        call: what was called.
+        indices: whether the answer may hold integers.
+    """
     require(is_array(got), f"`{call}` must return an array; it returned {type(got).__name__}.")
     for kind, read in (("namespace", namespace), ("dtype", _dtype), ("device", device)):
+        if indices and kind == "dtype" and namespace(got).isdtype(got.dtype, "integral"):
+            continue
         want, found = read(reference), read(got)
         require(
             bool(found == want),
@@ -124,10 +133,20 @@ def require_close(
     require_numbers(on_host(got), want, f"`{call}` must return {rule}", tolerance)
 
 
-def require_numbers(got: Host, want: _Numbers, rule: str, tolerance: float) -> None:
-    """Require numbers that are equal up to an error relative to the largest of `want`."""
+def require_numbers(
+    got: Host, want: _Numbers, rule: str, tolerance: float, *, terms: float = 0.0
+) -> None:
+    """Require numbers that are equal up to an error relative to the largest.
+
+    Args:
+        got: the answer.
+        want: the numbers.
+        rule: what has to hold.
+        tolerance: the largest error relative to the largest number of `want`, or of `terms`.
+        terms: the largest number that was added up; the sum may be near zero.
+    """
     got, want = np.asarray(got), np.asarray(want)
-    size = float(np.max(np.abs(want), initial=0.0)) or 1.0
+    size = max(float(np.max(np.abs(want), initial=0.0)), terms) or 1.0
     # written so that NaN fails
     if np.all(np.abs(got - want) <= tolerance * size):
         return
@@ -136,6 +155,15 @@ def require_numbers(got: Host, want: _Numbers, rule: str, tolerance: float) -> N
         f"{rule}; the largest error is {error:.1e} of the largest number, {tolerance:.1e} is "
         f"allowed. {_factor(got, want, tolerance)}Got {_shown(got)}, want {_shown(want)}."
     )
+
+
+def require_same(got: Tree, want: Tree, rule: str, tolerance: float, *, terms: float = 0.0) -> None:
+    """Require a tree with the shapes and the numbers of another; as `require_numbers`."""
+    found, wanted = leaves(got), leaves(want)
+    shapes = [[tuple(np.shape(leaf)) for leaf in side] for side in (found, wanted)]
+    require(shapes[0] == shapes[1], f"{rule}; got arrays of {shapes[0]}, want {shapes[1]}.")
+    for one, other in zip(found, wanted, strict=True):
+        require_numbers(on_host(one), on_host(other), rule, tolerance, terms=terms)
 
 
 def require_tree(

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from influence_core.testing.conformance.expect import require_close, sheltered
-from influence_core.testing.conformance.problem_checks import weighted_batch
+from influence_core.testing.conformance.calls import arguments
+from influence_core.testing.conformance.expect import (
+    require_close,
+    require_same,
+    rounding,
+    sheltered,
+)
 from influence_core.testing.conformance.subject import Subject
+from influence_core.testing.conformance.trees import on_host
 
 _ORDER = "columns in the order of `names`, row-major inside a parameter"
 
@@ -27,7 +33,7 @@ class GradientChecks:
         batch, rule = subject.batch(), f"v · gradientsᵀ, {_ORDER}"
         for names in subject.selections:
             rows = subject.truth.gradients[:, subject.columns(names)]
-            for k in subject.counts(names, rows.shape[1]):
+            for k in subject.counts(names):
                 v, array = subject.random(k, rows.shape[1])
                 got = subject.problem.gradient_products(batch, array, names)
                 call = f"gradient_products(batch, v, {names})"
@@ -39,39 +45,32 @@ class GradientChecks:
         batch, rule = subject.batch(), f"w · gradients, a sum and no mean, {_ORDER}"
         for names in subject.selections:
             rows = subject.truth.gradients[:, subject.columns(names)]
-            for k in subject.counts(names, subject.points):
+            for k in subject.counts(names):
                 w, array = subject.random(k, subject.points)
                 got = subject.problem.gradient_combinations(batch, array, names)
                 call = f"gradient_combinations(batch, w, {names})"
                 require_close(got, w @ rows, subject, call, rule)
 
     @sheltered
-    def test_points_are_independent(self, subject: Subject) -> None:
-        """A point has the same gradient in whatever batch it comes."""
-        names, n = subject.names, subject.points
-        rule = "the gradients that these points have in any other batch"
-        for start, stop in ((0, 2), (2, n), (n - 1, n)):
-            batch, want = subject.part(start, stop), subject.truth.gradients[start:stop]
-            call = f"gradients(points {start} to {stop}, names)"
-            require_close(subject.problem.gradients(batch, names), want, subject, call, rule)
-            v, array = subject.random(2, subject.size)
-            got = subject.problem.gradient_products(batch, array, names)
-            call = f"gradient_products(points {start} to {stop}, v, names)"
-            require_close(got, v @ want.T, subject, call, rule)
-
-    @sheltered
-    def test_weights_leave_gradients_alone(self, subject: Subject) -> None:
-        """Weights belong to means over a batch; a gradient belongs to a point."""
-        batch, _ = weighted_batch(subject)
-        names, want = subject.names, subject.truth.gradients
-        rule = "unweighted numbers: weights enter means over the batch only"
-        got = subject.problem.gradients(batch, names)
-        require_close(got, want, subject, "gradients(weighted batch, names)", rule)
-        v, array = subject.random(2, subject.size)
-        got = subject.problem.gradient_products(batch, array, names)
-        call = "gradient_products(weighted batch, v, names)"
-        require_close(got, v @ want.T, subject, call, rule)
-        w, array = subject.random(2, subject.points)
-        got = subject.problem.gradient_combinations(batch, array, names)
-        call = "gradient_combinations(weighted batch, w, names)"
-        require_close(got, w @ want, subject, call, rule)
+    def test_gradients_explain_their_products(self, subject: Subject) -> None:
+        """To the last digit that the dtype has: nothing is computed in a shorter one."""
+        a, tolerance = arguments(subject), 10 * rounding(subject.problem.reference)
+        problem, batch, names = subject.problem, a.batch, a.names
+        rows = on_host(problem.gradients(batch, names))
+        for call, got, want in (
+            (
+                "gradient_products",
+                problem.gradient_products(batch, a.v, names),
+                on_host(a.v) @ rows.T,
+            ),
+            (
+                "gradient_combinations",
+                problem.gradient_combinations(batch, a.w, names),
+                on_host(a.w) @ rows,
+            ),
+        ):
+            rule = (
+                f"`{call}` must be products with the rows of `gradients` in the full precision of "
+                "`problem.reference`"
+            )
+            require_same(got, want, rule, tolerance)

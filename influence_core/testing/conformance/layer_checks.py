@@ -2,37 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from influence_core.arrays import from_host
 from influence_core.errors import CapabilityError
 from influence_core.modes import LabelKind
 from influence_core.problem import (
+    Array,
     Batch,
+    FreeParameters,
     GeneralizedGaussNewton,
     HasLayers,
     Labels,
     Layer,
     LayerStatistics,
+    Tree,
 )
-from influence_core.testing.conformance.calls import given_labels
+from influence_core.testing.conformance.calls import uniforms
 from influence_core.testing.conformance.expect import (
     ability,
     oracle_tolerance,
     require,
     require_like,
     require_numbers,
+    require_same,
     rounding,
     sheltered,
     skip,
+)
+from influence_core.testing.conformance.layer_columns import (
+    AnyLayer,
+    columns_of,
+    gradients_of,
+    names_of,
+    shapes_of,
+    size_of,
 )
 from influence_core.testing.conformance.oracles import Host
 from influence_core.testing.conformance.subject import Subject
 from influence_core.testing.conformance.trees import on_host
 
-_DRAWS = 3
+# enough for averages over draws to come within a few per cent of those over the distribution
+_MANY_DRAWS, _CLOSE = 256, 0.25
 
 
 class LayerChecks:
@@ -40,21 +55,25 @@ class LayerChecks:
 
     @sheltered
     def test_layers_name_their_parameters(self, subject: Subject) -> None:
-        """Every layer has a parameter of the problem, of the shape that it says."""
-        shapes = {name: value.shape for name, value in subject.values.items()}
-        layers = _layers(subject)
+        """Every layer has parameters of the problem, of the sizes that it says, for its own."""
+        layers, shapes = _layers(subject), {n: v.shape for n, v in subject.values.items()}
+        taken: list[int] = []
         for name, layer in layers.items():
-            weight = (layer.outputs, layer.inputs)
-            own = ((layer.weight, weight[::-1] if layer.transposed else weight),)
-            named = (*own, (layer.bias, (layer.outputs,)))
-            want = {parameter: shape for parameter, shape in named if parameter is not None}
-            got = {parameter: shapes.get(parameter) for parameter in want}
+            names = names_of(layer)
+            known = bool(names) and set(names) <= set(shapes)
+            columns = columns_of(layer, subject) if known else np.zeros(0)
             require(
-                len(want) > 0 and got == want,
-                f"`layers()[{name!r}]` must name parameters of the problem, the weight (o, i), or "
-                f"(i, o) if it is `transposed`, and the bias (o,); it says {layer}, and the "
-                f"parameters are {shapes}.",
+                len(columns) == size_of(layer) and _fits(layer, shapes),
+                f"`layers()[{name!r}]` must name parameters of the problem: the weight (o, i), or "
+                "(i, o) if it is `transposed`, and the bias (o,), or larger ones of which its rows "
+                "begin at `first`; or free parameters with `outputs` numbers in all. It says "
+                f"{layer}, and the parameters are {shapes}.",
             )
+            taken.extend(columns)
+        require(
+            len(set(taken)) == len(taken),
+            f"`layers()` must give every number of a parameter to one layer; some share: {layers}.",
+        )
 
     @sheltered
     def test_statistics_have_their_shapes(self, subject: Subject) -> None:
@@ -66,156 +85,186 @@ class LayerChecks:
             f"`layer_statistics` must answer for {list(layers)}; got {list(found)}.",
         )
         for name, each in found.items():
-            call = f"layer_statistics(…)[{name!r}]"
-            for array in (each.inputs, each.output_gradients):
-                require_like(array, subject.problem.reference, call)
-            s = each.inputs.shape[1] if each.inputs.ndim == 3 else 0
-            want = (subject.points, s, layers[name].inputs)
-            slices = (1, subject.points, s, layers[name].outputs)
-            got = tuple(each.inputs.shape), tuple(each.output_gradients.shape)
-            require(
-                got == (want, slices),
-                f"`{call}` of given labels must have inputs (n, s, i) and output gradients "
-                f"(1, n, s, o), with s the same: {want} and {slices}; got {got[0]} and {got[1]}.",
-            )
+            _check_shapes(subject, f"layer_statistics(…)[{name!r}]", layers[name], each)
 
     @sheltered
     def test_only_the_layers_asked_for_answer(self, subject: Subject) -> None:
-        """One layer at a time."""
-        for name in _layers(subject):
-            found = list(_given(subject, subject.batch(), [name]))
-            require(
-                found == [name],
-                f"`layer_statistics(batch, [{name!r}], labels)` must answer for that layer only; "
-                f"it answered for {found}.",
-            )
+        """One layer at a time, and all in another order, with the numbers that each always has."""
+        batch, names = subject.batch(), list(_layers(subject))
+        whole, tolerance = _given(subject, batch, names), rounding(subject.problem.reference)
+        for some in ([name] for name in names), [names[::-1]]:
+            for asked in some:
+                found = _given(subject, batch, asked)
+                call = f"layer_statistics(batch, {asked}, labels)"
+                require(
+                    set(found) == set(asked),
+                    f"`{call}` must answer for those layers only; it answered for {list(found)}.",
+                )
+                for name in asked:
+                    rule = f"`{call}` must hold what {name!r} sees, whatever else is asked for"
+                    require_same(_arrays(found[name]), _arrays(whole[name]), rule, tolerance)
 
     @sheltered
     def test_given_labels_rebuild_the_gradients(self, subject: Subject) -> None:
         """`Σ_s g_s ⊗ a_s` and `Σ_s g_s` are the gradients of weight and bias."""
         layers, n = _layers(subject), subject.points
-        tolerance = oracle_tolerance(subject.problem.reference)
+        tolerance = 10 * rounding(subject.problem.reference)
         for start, stop in ((0, n), (1, 2)):
-            found = _given(subject, subject.part(start, stop), list(layers))
+            batch = subject.part(start, stop)
+            found = _given(subject, batch, list(layers))
+            gradients = on_host(subject.problem.gradients(batch, subject.names))
             for name, layer in layers.items():
-                want = subject.truth.gradients[start:stop, subject.columns(_names(layer))]
                 rule = (
                     f"`layer_statistics` of {name!r} at given labels must rebuild the gradients of "
                     f"the points {start} to {stop}: Σ_s g ⊗ a for the weight, Σ_s g for the bias, "
                     "of each point's own loss"
                 )
-                require_numbers(_rows(found[name], layer)[0], want, rule, tolerance)
+                want = gradients[:, columns_of(layer, subject)]
+                require_numbers(gradients_of(layer, found[name])[0], want, rule, tolerance)
 
     @sheltered
     def test_expected_labels_rebuild_the_fisher_matrix(self, subject: Subject) -> None:
         """For a natural loss the Fisher matrix is the generalised Gauss–Newton matrix."""
-        layers = _layers(subject)
-        if not subject.natural:
-            skip("the loss has no natural parameters (`Subject(natural=False)`)")
-        labels = Labels(LabelKind.EXPECTED, _numbers(subject.points, seed=0))
-        found = _statistics(subject, subject.batch(), layers, labels)
+        labels = Labels(LabelKind.EXPECTED, uniforms(subject.points))
         tolerance = oracle_tolerance(subject.problem.reference)
-        for name, layer in layers.items():
-            rows, names = _rows(found[name], layer), _names(layer)
-            got = np.einsum("cnp,cnq->pq", rows, rows) / subject.points
-            rule = (
-                f"`layer_statistics` of {name!r} at expected labels must rebuild the Fisher matrix "
-                "of the layer: the sum over the slices is a mean over labels, with √p in each"
-            )
-            require_numbers(got, _gauss_newton_block(subject, names), rule, tolerance)
+        _check_fisher(subject, labels, "the sum over labels, with √p in each slice", tolerance)
+
+    @sheltered
+    def test_sampled_labels_rebuild_the_fisher_matrix(self, subject: Subject) -> None:
+        """So it is, nearly, for labels drawn many times from all parts of the distribution."""
+        labels = Labels(LabelKind.SAMPLED, uniforms(subject.points, draws=_MANY_DRAWS))
+        words = f"the sum over {_MANY_DRAWS} draws, with 1/√draws in each slice"
+        _check_fisher(subject, labels, words, _CLOSE)
 
     @sheltered
     def test_sampled_labels_follow_the_uniforms(self, subject: Subject) -> None:
-        """The same numbers give the same labels, others give others; each point has its own."""
-        layers = _layers(subject)
-        n, tolerance = subject.points, rounding(subject.problem.reference)
-
-        def drawn(seed: int, batch: Batch, points: slice = slice(None)) -> dict[str, Host]:
-            labels = Labels(LabelKind.SAMPLED, _numbers(n, seed, points))
-            found = _statistics(subject, batch, layers, labels)
-            return {name: on_host(each.output_gradients) for name, each in found.items()}
-
-        batch, last = subject.batch(), list(layers)[-1]
-        first, again, other = drawn(0, batch), drawn(0, batch), drawn(1, batch)
-        part = drawn(0, batch[1:4], slice(1, 4))
-        for name, got in first.items():
-            rule = f"`layer_statistics` of {name!r} at sampled labels must follow"
-            require(
-                got.shape[0] == _DRAWS,
-                f"{rule} `labels.uniforms`: one slice for each of {_DRAWS} draws; got {len(got)}.",
+        """Other numbers give other labels, and there is a slice for each draw."""
+        last, draws = list(_layers(subject))[-1], 3
+        first, other = (
+            on_host(
+                _of_the_model(subject, Labels(LabelKind.SAMPLED, numbers))[last].output_gradients
             )
-            require_numbers(again[name], got, f"{rule} the uniforms and nothing else", tolerance)
-            positions = part[name].shape[2]
-            require_numbers(
-                part[name],
-                got[:, 1:4, :positions],
-                f"{rule} each point's own uniforms, whatever the batch",
-                tolerance,
-            )
+            for numbers in (uniforms(subject.points, seed, draws=draws) for seed in (0, 1))
+        )
+        rule = "`layer_statistics` at sampled labels must follow `labels.uniforms`"
         require(
-            not np.array_equal(first[last], other[last]),
-            "`layer_statistics` at sampled labels must follow `labels.uniforms`; other numbers "
-            "gave the same labels.",
+            len(first) == draws,
+            f"{rule}: one slice for each of {draws} draws; {last!r} has {len(first)}.",
+        )
+        require(not np.array_equal(first, other), f"{rule}; other numbers gave the same labels.")
+
+    @sheltered
+    def test_labels_may_be_left_to_the_backend(self, subject: Subject) -> None:
+        """`Labels(None, …)` are those of the model's distribution, expected or sampled."""
+        draw, tolerance = uniforms(subject.points), rounding(subject.problem.reference)
+        own, *others = (
+            on_host([_arrays(each) for each in _of_the_model(subject, Labels(kind, draw)).values()])
+            for kind in (None, LabelKind.EXPECTED, LabelKind.SAMPLED)
+        )
+        require(
+            any(_agree(own, other, tolerance) for other in others),
+            "`layer_statistics` at labels of no kind, `Labels(None, …)`, must answer as at "
+            "expected labels or as at sampled ones: those of the model's distribution, and not "
+            "those of the data.",
         )
 
 
-def _layers(subject: Subject) -> Mapping[str, Layer]:
-    layers: Mapping[str, Layer] = ability(subject, HasLayers).layers()
+def _layers(subject: Subject) -> Mapping[str, AnyLayer]:
+    problem = ability(subject, HasLayers)
+    subject.batch()  # some backends find the layers when they see the first points
+    layers: Mapping[str, AnyLayer] = problem.layers()
     if not layers:
-        skip("the subject's model has no layer that can be factored")
+        skip("the subject's model has no layers that the backend knows")
     return layers
 
 
-def _given(subject: Subject, batch: Batch, names: list[str]) -> Mapping[str, LayerStatistics]:
+def _fits(layer: AnyLayer, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Tell whether the inputs of a weight are as many as the layer says."""
+    if isinstance(layer, FreeParameters) or layer.weight is None:
+        return True
+    first, *others = shapes[layer.weight]
+    return (first if layer.transposed else math.prod(others)) == layer.inputs
+
+
+def _given(subject: Subject, batch: Batch, names: Sequence[str]) -> Mapping[str, LayerStatistics]:
+    labels = Labels(LabelKind.GIVEN, uniforms(batch.size))
     problem = ability(subject, HasLayers)
-    found: Mapping[str, LayerStatistics] = problem.layer_statistics(
-        batch, names, given_labels(batch.size)
-    )
+    found: Mapping[str, LayerStatistics] = problem.layer_statistics(batch, names, labels)
     return found
 
 
-def _statistics(
-    subject: Subject, batch: Batch, layers: Mapping[str, Layer], labels: Labels
-) -> Mapping[str, LayerStatistics]:
-    problem = ability(subject, HasLayers)
+def _of_the_model(subject: Subject, labels: Labels) -> Mapping[str, LayerStatistics]:
+    problem, names = ability(subject, HasLayers), list(_layers(subject))
     try:
-        found: Mapping[str, LayerStatistics] = problem.layer_statistics(batch, list(layers), labels)
+        found: Mapping[str, LayerStatistics] = problem.layer_statistics(
+            subject.batch(), names, labels
+        )
     except CapabilityError as error:
         skip(f"the distribution of the labels is not known: {error}")
     return found
 
 
-def _numbers(points: int, seed: int, chosen: slice = slice(None)) -> Callable[[int], Host]:
-    def uniforms(positions: int) -> Host:
-        shape = (_DRAWS, points, positions)
-        return np.random.default_rng([seed, *shape]).random(shape)[:, chosen]
-
-    return uniforms
+def _arrays(statistics: LayerStatistics) -> list[Array | None]:
+    return [statistics.inputs, statistics.output_gradients, statistics.counted]
 
 
-def _names(layer: Layer) -> list[str]:
-    return [name for name in (layer.weight, layer.bias) if name is not None]
+def _agree(one: Tree, other: Tree, tolerance: float) -> bool:
+    try:
+        require_same(one, other, "", tolerance)
+    except AssertionError:
+        return False
+    return True
 
 
-def _rows(statistics: LayerStatistics, layer: Layer) -> Host:
-    """Return the gradients of the layer's parameters in every slice, `(c, n, d)`."""
-    a, g = on_host(statistics.inputs), on_host(statistics.output_gradients)
-    parts = []
-    if layer.weight is not None:
-        order = "io" if layer.transposed else "oi"
-        weight = np.einsum(f"cnso,nsi->cn{order}", g, a)
-        parts.append(weight.reshape(*g.shape[:2], layer.outputs * layer.inputs))
-    if layer.bias is not None:
-        parts.append(np.sum(g, axis=2))
-    return np.concatenate(parts, axis=2)
+def _check_shapes(subject: Subject, call: str, layer: AnyLayer, found: LayerStatistics) -> None:
+    indices = isinstance(layer, Layer) and layer.lookup
+    reference = subject.problem.reference
+    require_like(found.inputs, reference, call, indices=indices)
+    require_like(found.output_gradients, reference, call)
+    got = tuple(found.inputs.shape), tuple(found.output_gradients.shape)
+    positions = got[0][1] if len(got[0]) > 1 else 0
+    want = shapes_of(layer, 1, subject.points, positions)
+    require(
+        got == want,
+        f"`{call}` of given labels must have inputs (n, s, i), (n, s) for a lookup or (n, s, 0) "
+        "for free parameters, and output gradients (1, n, s, o), with s the same: "
+        f"{want[0]} and {want[1]}; got {got[0]} and {got[1]}.",
+    )
+    if found.counted is None:
+        return
+    counted, shape = on_host(found.counted), (subject.points, positions)
+    require(
+        counted.shape == shape and set(np.unique(counted)) <= {0, 1},
+        f"`{call}.counted` must be {shape}, ones and zeros; got {counted.shape}: {counted}.",
+    )
+    require(
+        not np.any(on_host(found.output_gradients)[:, counted == 0]),
+        f"`{call}` must have no gradients where a position is padding, that is where `counted` "
+        "is zero.",
+    )
 
 
-def _gauss_newton_block(subject: Subject, names: list[str]) -> Host:
-    place = subject.columns(names)
+def _check_fisher(subject: Subject, labels: Labels, sums: str, tolerance: float) -> None:
+    if not subject.natural:
+        skip("the loss has no natural parameters (`Subject(natural=False)`)")
+    found = _of_the_model(subject, labels)
+    for name, layer in _layers(subject).items():
+        rows = gradients_of(layer, found[name])
+        got = np.einsum("cnp,cnq->pq", rows, rows) / subject.points
+        rule = (
+            f"`layer_statistics` of {name!r} at {labels.kind} labels must rebuild the Fisher "
+            f"matrix of the layer: {sums}"
+        )
+        want = _gauss_newton_block(subject, columns_of(layer, subject))
+        require_numbers(got, want, rule, tolerance)
+
+
+def _gauss_newton_block(subject: Subject, columns: npt.NDArray[np.int64]) -> Host:
     if subject.truth.gauss_newton is not None:
         mean: Host = np.mean(subject.truth.gauss_newton, axis=0)
-        return mean[np.ix_(place, place)]
+        return mean[np.ix_(columns, columns)]
     problem = ability(subject, GeneralizedGaussNewton)
-    eye = from_host(np.eye(place.size), subject.problem.reference)
-    answer: Host = on_host(problem.generalized_gauss_newton_product(subject.batch(), eye, names))
+    eye = from_host(np.eye(subject.size)[columns], subject.problem.reference)
+    product = problem.generalized_gauss_newton_product(subject.batch(), eye, subject.names)
+    answer: Host = on_host(product)[:, columns]
     return answer

@@ -6,9 +6,16 @@ import numpy as np
 
 from influence_core.arrays import map_tree
 from influence_core.testing.conformance.calls import has_inputs
-from influence_core.testing.conformance.expect import require_tree, sheltered, skip
+from influence_core.testing.conformance.expect import (
+    require_same,
+    require_tree,
+    rounding,
+    sheltered,
+    skip,
+)
 from influence_core.testing.conformance.oracles import Host
 from influence_core.testing.conformance.subject import Subject
+from influence_core.testing.conformance.trees import on_host
 
 
 class MixedChecks:
@@ -21,7 +28,7 @@ class MixedChecks:
         rule = "∇ₓ⟨v, ∇θℓᵢ⟩ of every point alone, (k, n, *x.shape[1:])"
         for names in subject.selections:
             place = subject.columns(names)
-            for k in subject.counts(names, place.size):
+            for k in subject.counts(names):
                 v, array = subject.random(k, place.size)
 
                 def along(leaf: Host, place: Host = place, v: Host = v) -> Host:
@@ -33,21 +40,17 @@ class MixedChecks:
                 require_tree(got, want, subject, call, rule)
 
     @sheltered
-    def test_mixed_products_belong_to_points(self, subject: Subject) -> None:
-        """A point has the same derivatives in whatever batch it comes."""
+    def test_mixed_products_are_linear(self, subject: Subject) -> None:
+        """`∇ₓ⟨2u - v, ∇θℓᵢ⟩ = 2∇ₓ⟨u, ∇θℓᵢ⟩ - ∇ₓ⟨v, ∇θℓᵢ⟩`."""
         _skip_without_inputs(subject)
-        v, array = subject.random(2, subject.size)
-        n = subject.points
-        for start, stop in ((1, 2), (2, n)):
-            want = map_tree(
-                lambda leaf, start=start, stop=stop: np.moveaxis(leaf[start:stop] @ v.T, -1, 0),
-                subject.truth.mixed,
-            )
-            batch = subject.part(start, stop)
-            got = subject.problem.mixed_gradient_products(batch, array, subject.names)
-            call = f"mixed_gradient_products(points {start} to {stop}, v, names)"
-            rule = "∇ₓ⟨v, ∇θℓᵢ⟩, not divided by the number of points"
-            require_tree(got, want, subject, call, rule)
+        (_, u), (_, v) = (subject.random(subject.many, subject.size, seed=seed) for seed in (0, 1))
+        whole, first, second = (
+            on_host(subject.problem.mixed_gradient_products(subject.batch(), each, subject.names))
+            for each in (2 * u - v, u, v)
+        )
+        want = map_tree(lambda a, b: 2 * a - b, first, second)
+        tolerance = 10 * rounding(subject.problem.reference)
+        require_same(whole, want, "`mixed_gradient_products` must be linear in v", tolerance)
 
 
 def _skip_without_inputs(subject: Subject) -> None:

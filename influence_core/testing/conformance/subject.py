@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -15,6 +15,7 @@ from influence_core.errors import DataError
 from influence_core.plugins import BackendSpec, find_backend
 from influence_core.problem import Array, Batch, Problem, Tree
 from influence_core.testing.conformance.differences import (
+    FiniteDifferences,
     flatten,
     second_derivatives,
     unflatten,
@@ -34,11 +35,19 @@ class Subject:
 
     Attributes:
         model: what users pass as `model`; it stays as it is.
-        loss: what users pass as `loss`; None where the backend knows it.
         data: `(x, y)` as users pass them, arrays or trees of arrays with the points first.
+        oracle: `FiniteDifferences`, `ClosedForm` or one of your own; the losses alone stand for
+            ``FiniteDifferences(losses)``.
+        loss: what users pass as `loss`; None where the backend knows it.
         parameters: reads name to value from the model, for the differentiable parameters in the
-            model's order. It is asked again later, to see that nothing has changed.
-        oracle: `FiniteDifferences`, `ClosedForm` or one of your own.
+            model's order; None where they are `model.parameters`. It is asked again later, to see
+            that nothing has changed.
+        assign: `values ↦ None` writes other parameters into the model, as more training would,
+            from NumPy arrays by name. None writes into the arrays of `parameters`, where the
+            library lets one.
+        state: `() ↦` what else of the model must stay as it is, by name: the mode, buffers, hooks,
+            generators of random numbers. Values are numbers, words, arrays, and dicts, tuples and
+            lists of them.
         backend: as for `Influence`; None finds the backend by the type of the model, which takes an
             installed entry point.
         options: further keywords of the backend.
@@ -56,10 +65,13 @@ class Subject:
     """
 
     model: Any
-    loss: Any
     data: tuple[Tree, Tree]
-    parameters: Callable[[], Mapping[str, Any]]
-    oracle: Oracle
+    oracle: Oracle | Callable[[Values, Tree, Tree], Host]
+    _: KW_ONLY
+    loss: Any = None
+    parameters: Callable[[], Mapping[str, Any]] | None = None
+    assign: Callable[[Values], None] | None = None
+    state: Callable[[], Mapping[str, Any]] | None = None
     backend: str | BackendSpec | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     weighted: Callable[[Tree, Tree, npt.NDArray[np.float64]], Any] | None = None
@@ -73,12 +85,18 @@ class Subject:
                 f"`Subject(data=…)` needs {_LEAST_POINTS} points or more, so that they can be cut "
                 f"into uneven batches; got {self.points}. Five to ten are enough."
             )
-        assert self.values  # cached here
+        for remembered in ("values", "first_state"):
+            getattr(self, remembered)
 
     @cached_property
     def values(self) -> Values:
         """The parameters on the host, as they were at first."""
         return self.read_parameters()
+
+    @cached_property
+    def first_state(self) -> dict[str, Tree]:
+        """What `state` told at first."""
+        return self.read_state()
 
     @cached_property
     def host_data(self) -> tuple[Tree, Tree]:
@@ -102,22 +120,31 @@ class Subject:
 
     @cached_property
     def selections(self) -> list[list[str]]:
-        """Lists of names to ask for: all, some, one, and in other orders."""
+        """Lists of names to ask for: all, some, one, with gaps, and in another order."""
         names = self.names
-        lists = [names, names[::-1], names[1:] + names[:1], names[1:], names[:1], names[-1:]]
+        lists = [names, names[::-1], names[1:], names[::2], names[-1:]]
         return [each for at, each in enumerate(lists) if each and each not in lists[:at]]
 
-    def counts(self, names: Sequence[str], size: int) -> tuple[int, ...]:
-        """Return how many vectors to ask for: one, some, and more than `size`.
+    @cached_property
+    def many(self) -> int:
+        """How many vectors are asked for mostly: more than parameters, and more than points."""
+        return max(self.size, self.points) + 2
 
-        Some only for a selection of the names: libraries that compile do so for every shape.
+    def counts(self, names: Sequence[str]) -> tuple[int, ...]:
+        """Return how many vectors to ask for: one, some, many.
+
+        Few of these numbers for some selections of the names: libraries that compile do so for
+        every shape.
         """
-        return (1, 3, size + 2) if names == self.names else (3,)
+        if names == self.names:
+            return 1, self.many
+        return (1, 3) if names == self.names[::-1] else (3,)
 
     @cached_property
     def truth(self) -> Derivatives:
         """The derivatives by the oracle."""
-        return self.oracle.derivatives(self.values, *self.host_data)
+        oracle = FiniteDifferences(self.oracle) if callable(self.oracle) else self.oracle
+        return oracle.derivatives(self.values, *self.host_data)
 
     @cached_property
     def problem(self) -> Problem:
@@ -175,9 +202,36 @@ class Subject:
 
     def read_parameters(self) -> dict[str, Host]:
         """Return the parameters as the model has them now."""
-        return {name: on_host(value) for name, value in self.parameters().items()}
+        return {name: on_host(value) for name, value in self._parameters().items()}
+
+    def write_parameters(self, values: Values) -> bool:
+        """Write other parameters into the model, and tell whether it has them now."""
+        if self.assign is not None:
+            self.assign(values)
+        elif not all(_overwrite(array, values[n]) for n, array in self._parameters().items()):
+            return False
+        now = self.read_parameters()
+        return all(np.allclose(now[name], value, rtol=1e-3) for name, value in values.items())
+
+    def read_state(self) -> dict[str, Tree]:
+        """Return what `state` tells now, on the host."""
+        return {} if self.state is None else on_host(self.state())
 
     def read_data(self) -> tuple[Tree, Tree]:
         """Return the data as it is now, on the host."""
         x, y = self.data
         return on_host(x), on_host(y)
+
+    def _parameters(self) -> Mapping[str, Any]:
+        found: Mapping[str, Any] = (
+            self.model.parameters if self.parameters is None else self.parameters()
+        )
+        return found
+
+
+def _overwrite(array: Array, host: Host) -> bool:
+    try:
+        array[...] = from_host(host, array)
+    except (TypeError, ValueError, RuntimeError):  # of libraries whose arrays stay as they are
+        return False
+    return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,19 @@ def part_of(tree: Tree, start: int, stop: int) -> Tree:
 def on_host(tree: Tree) -> Tree:
     """Return NumPy copies; floating-point numbers become float64."""
     return map_tree(_on_host, tree)
+
+
+def same(one: Tree, other: Tree) -> bool:
+    """Tell whether two trees on the host have the same form and the same leaves."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return list(one) == list(other) and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, tuple | list) and isinstance(other, tuple | list):
+        return len(one) == len(other) and all(map(same, one, other))
+    if not (isinstance(one, np.ndarray) and isinstance(other, np.ndarray)):
+        return one is other  # None, or trees of another form
+    # NaN, which differs from itself, counts as the same
+    equal = one.shape == other.shape and np.all((one == other) | (one != one) & (other != other))
+    return bool(equal)
 
 
 def _on_host(leaf: Any) -> Any:
