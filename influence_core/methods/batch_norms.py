@@ -3,18 +3,13 @@
 The norm of a matrix is that of its products with unit vectors, at most; a few steps of the power
 method, `v ← v C / ‖v C‖`, come near it, and for indefinite matrices too. Batches are much alike:
 each starts from the best vector of the one before it, and from fresh ones beside it.
-
-With a preconditioner, `C P⁻¹` is not symmetric, but in the inner product of `P` it is. With
-`w = v C`, `v ← w P⁻¹ / ⟨w, w P⁻¹⟩^½` keeps `v` at length one in it, so that the root is the length
-of the product.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
-from influence_core.arrays import namespace, normal_rows, read_float, row_dots, unit_rows
+from influence_core.arrays import namespace, normal_rows, read_float, unit_rows
 from influence_core.curvature import Curvature
 from influence_core.errors import NonFiniteError
 from influence_core.problem import Array, Batch

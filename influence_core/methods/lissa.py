@@ -15,10 +15,6 @@ Directions of eigenvalue `a` need `scale / a` steps to come down by a factor of 
 batches differ by leaves noise that a larger `scale` averages out. Time: one batch a step and one
 pass over all data at the end; memory `O(k d)` for `k` right-hand sides in a block of `d`
 parameters.
-
-Large and small eigenvalues then need very different scales. With a preconditioner `P ≈ C + λI` in
-the place of the identity, `h ← P⁻¹ b + h - P⁻¹ (C_batch + λI) h / scale` from `h = P⁻¹ b` has the
-same limit, and what counts is the eigenvalues of `P⁻¹ (C_batch + λI)`.
 """
 
 from __future__ import annotations
@@ -26,23 +22,14 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import KW_ONLY, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from typing import Any, ClassVar
 
 import numpy as np
-import numpy.typing as npt
 
-from influence_core.arrays import (
-    Exchange,
-    device,
-    epsilon,
-    row_dots,
-    row_norms,
-    to_host,
-    unit_rows,
-)
+from influence_core.arrays import Exchange, epsilon, row_dots, row_norms, to_host, unit_rows
 from influence_core.curvature import (
     Curvature,
     Inverse,
@@ -54,12 +41,6 @@ from influence_core.errors import ConvergenceWarning, NonFiniteError, OptionErro
 from influence_core.methods.base import Method, check_positive_integer
 from influence_core.methods.batch_norms import largest_batch_norm
 from influence_core.methods.neumann import Iterate, Recursion, neumann_series
-from influence_core.methods.preconditioners import (
-    Preconditioner,
-    PreparedPreconditioner,
-    check_preconditioner,
-)
-from influence_core.methods.right_hand_sides import Overall, RightHandSides, RowByRow
 from influence_core.problem import Array, Batch, Problem
 from influence_core.restoring import remade
 
@@ -86,27 +67,18 @@ class Lissa(Method):
     data at the end is at most a tenth of the right-hand side: far too large a `scale` makes small
     changes, too. The residual is that of the limit, `‖b - (C + (λ + dampen · scale) I) x‖`.
 
-    With `overall`, residuals are those of the matrix of all right-hand sides, in Frobenius' norm,
-    and only the few directions that make it up are iterated on: less work a step. Right-hand sides
-    of points with small gradients may come out with large errors of their own, or as zero.
-
     Attributes:
         maxiter: most steps, hence batches, of a solve.
-        dampen: from 0 to 1; adds `dampen · scale` to λ. Not with a preconditioner.
+        dampen: from 0 to 1; adds `dampen · scale` to λ.
         scale: what the curvature is divided by. It must be more than half the largest eigenvalue of
             `C_batch + λI` for every batch. None estimates the largest norm `μ` of the batches'
             matrices in `fit`, by a few products with each, and takes `0.65 (μ + λ)` for a single
             batch; for several, whose noise a larger one averages out, the larger one of
-            `1.5 (μ + λ)` and `λ · maxiter / 3`. With a preconditioner, what counts is the norm `ν`
-            of `P⁻¹ (C_batch + λI)`; None estimates it in every solve, since it depends on λ, and
-            takes `0.65 ν` or `1.5 ν`.
+            `1.5 (μ + λ)` and `λ · maxiter / 3`.
         rtol: relative change of a row at which it stops.
         progress: show a progress bar.
         warn_on_max_iteration: warn where a row has not converged; False logs at DEBUG instead.
         seed: of the order of the batches, another one in every epoch. Every solve starts from it.
-            Also of the random numbers of the preconditioner.
-        preconditioner: None, or a `Preconditioner`: far fewer steps at small λ.
-        overall: look at all right-hand sides together.
 
     Raises:
         OptionError: a value outside these meanings.
@@ -119,9 +91,6 @@ class Lissa(Method):
     progress: bool = False
     warn_on_max_iteration: bool = True
     seed: int = 0
-    _: KW_ONLY
-    preconditioner: Preconditioner | None = None
-    overall: bool = False
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -136,30 +105,15 @@ class Lissa(Method):
         if not (_is_number(self.rtol) and 0 <= self.rtol < math.inf):
             raise OptionError(f"`rtol` must be a finite number, zero or more; got {self.rtol!r}.")
         check_positive_integer("seed", self.seed, "or zero", least=0)
-        check_preconditioner(self.preconditioner)
-        if self.preconditioner is not None and self.dampen:
-            raise OptionError(
-                f"`dampen` must be 0 with a preconditioner; got {self.dampen!r}. Use a larger "
-                "`regularization`."
-            )
 
     def prepare(self, curvature: Curvature) -> LissaInverse:
-        """Learn how to read the batches by index, prepare the preconditioner, estimate norms.
+        """Learn how to read the batches by index, and estimate their norms where asked to.
 
         Raises:
             NonFiniteError: a product with the curvature is NaN or infinite.
         """
-        pairs, largest, prepared = curvature.objective.indexed(), None, None
-        if self.preconditioner is not None:
-            prepared = self.preconditioner.prepare(curvature, self.seed)
-        elif self.scale is None:
-            largest = largest_batch_norm(curvature, self.seed)
-        return LissaInverse(self, curvature, pairs, largest, prepared)
-
-
-def _pairs(at: Any) -> Sequence[Any] | None:
-    """Return the batches by their index when the inverse is loaded."""
-    return at.curvature.objective.indexed()  # type: ignore[no-any-return]
+        largest = largest_batch_norm(curvature, self.seed) if self.scale is None else None
+        return LissaInverse(self, curvature, curvature.objective.indexed(), largest)
 
 
 @dataclass(frozen=True)
@@ -172,7 +126,6 @@ class LissaInverse(Inverse):
         pairs: the batches by their index, or None where they can only be read in order: every solve
             then reads them once and holds them in memory.
         largest: the largest norm of a batch's matrix, where `scale` is to be found.
-        preconditioner: None, or the prepared one.
     """
 
     settings: Lissa
@@ -181,7 +134,6 @@ class LissaInverse(Inverse):
         metadata=remade(lambda at: at.curvature.objective.indexed())
     )
     largest: float | None
-    preconditioner: PreparedPreconditioner | None
 
     batches_matter: ClassVar[bool] = True
 
@@ -197,52 +149,41 @@ class LissaInverse(Inverse):
         Raises:
             NonFiniteError: the norm of a row is NaN or infinite, or the iteration diverges.
         """
-        b = self._right_hand_sides(rows)
-        if not b.lengths.any():
-            return Solution(rows, closed_form_report(b.lengths))
+        unit, peaks, lengths = unit_rows(rows)
+        norms = to_host(peaks[:, 0]).astype(np.float64) * to_host(lengths[:, 0])
+        if not np.isfinite(norms).all():
+            raise NonFiniteError(
+                "LiSSA: the norm of a right-hand side is NaN or infinite. Look for points whose "
+                "gradients are not finite or very large, or use float64."
+            )
+        if not norms.any():
+            return Solution(unit, closed_form_report(norms))
         recursion = self._recursion(regularization)
-        state = self._iterate(recursion, b.rows, regularization)
+        state = self._iterate(recursion, unit, regularization)
         if to_host(state.diverged).any():
             raise NonFiniteError(self._explain_divergence(recursion, state, regularization))
-        report, relative = self._measure(recursion, state, b, regularization)
+        x = state.rows / recursion.scale
+        report = self._measure(recursion, state, unit, regularization)
         if not report.converged.all():
-            self._tell(report, relative, recursion.scale)
-        return Solution(b.expand(state.rows / recursion.scale), report)
+            self._tell(report, recursion.scale)
+        report = replace(report, residual_norms=report.residual_norms * norms)
+        return Solution(x * lengths * peaks, report)
 
     def on(self, problem: Problem, exchange: Exchange) -> LissaInverse:
         """Return the same inverse on the device of the problem."""
-        prepared = self.preconditioner
-        return replace(
-            self,
-            curvature=self.curvature.on(problem, exchange),
-            preconditioner=prepared and prepared.to(device(exchange.solver)),
-        )
-
-    def _right_hand_sides(self, rows: Array) -> RightHandSides:
-        if self.settings.overall:
-            return Overall.of(rows, 2 * _SOLVED, "LiSSA")
-        return RowByRow.of(rows, "LiSSA")
+        return replace(self, curvature=self.curvature.on(problem, exchange))
 
     def _recursion(self, regularization: float) -> Recursion:
-        settings, prepared = self.settings, self.preconditioner
-        precondition = None if prepared is None else prepared.at(regularization)
-        scale = settings.scale or self._found_scale(precondition, regularization)
-        return Recursion(float(settings.dampen), float(scale), float(settings.rtol), precondition)
-
-    def _found_scale(
-        self, precondition: Callable[[Array], Array] | None, regularization: float
-    ) -> float:
-        curvature, slowest = self.curvature, 0.0
-        if precondition is not None:
-            size = largest_batch_norm(curvature, self.settings.seed, precondition, regularization)
-        else:
+        scale = self.settings.scale
+        if scale is None:
             assert self.largest is not None  # prepare has estimated it
-            size, slowest = self.largest + regularization, regularization
-        if curvature.objective.batch_count == 1:
-            scale = _ONE_BATCH * size
-        else:
-            scale = max(_SEVERAL * size, slowest * self.settings.maxiter / _TIME_CONSTANTS)
-        return scale or 1.0
+            size, steps = self.largest + regularization, self.settings.maxiter
+            if self.curvature.objective.batch_count == 1:
+                scale = _ONE_BATCH * size
+            else:
+                scale = max(_SEVERAL * size, regularization * steps / _TIME_CONSTANTS)
+            scale = scale or 1.0
+        return Recursion(float(self.settings.dampen), float(scale), float(self.settings.rtol))
 
     def _iterate(self, recursion: Recursion, b: Array, regularization: float) -> Iterate:
         from tqdm import tqdm  # here: it takes longer to import than the rest of the core
@@ -266,32 +207,29 @@ class LissaInverse(Inverse):
         return self.curvature.weighted_batch_product(batch, weight, h) + h * regularization
 
     def _measure(
-        self, recursion: Recursion, state: Iterate, b: RightHandSides, regularization: float
-    ) -> tuple[SolveReport, npt.NDArray[Any]]:
-        """Return the report, and the relative residuals, from one pass over all data."""
+        self, recursion: Recursion, state: Iterate, b: Array, regularization: float
+    ) -> SolveReport:
+        """Return the report for right-hand sides of length one, from one pass over all data."""
         x = state.rows / recursion.scale
         product = self.curvature.product(x) + x * (
             regularization + recursion.dampen * recursion.scale
         )
-        residuals = b.rows - product
-        norms = to_host(row_norms(residuals)).astype(np.float64)
+        norms = to_host(row_norms(b - product)).astype(np.float64)
+        rounding = epsilon(b) * recursion.scale
         if not np.isfinite(norms).all():
             raise NonFiniteError(
                 "LiSSA: the norm of a residual is NaN or infinite. Look for points whose second "
                 "derivatives are not finite or very large, or use float64."
             )
-        relative, rounding = b.relative(norms), epsilon(x) * recursion.scale
-        going_on = b.most(to_host(state.active))
-        report = SolveReport(
-            iterations=b.most(to_host(state.iterations).astype(np.int64)),
-            residual_norms=b.residual_norms(residuals),
-            converged=np.where(going_on, relative <= _SOLVED, relative <= _STOPPED),
-            negative_curvature=b.most(to_host(row_dots(x, product) < row_dots(x, x) * -rounding)),
+        return SolveReport(
+            iterations=to_host(state.iterations).astype(np.int64),
+            residual_norms=norms,
+            converged=np.where(to_host(state.active), norms <= _SOLVED, norms <= _STOPPED),
+            negative_curvature=to_host(row_dots(x, product) < row_dots(x, x) * -rounding),
         )
-        return report, relative
 
-    def _tell(self, report: SolveReport, relative: npt.NDArray[Any], scale: float) -> None:
-        message = self._where + _explain(report, relative, scale)
+    def _tell(self, report: SolveReport, scale: float) -> None:
+        message = self._where + _explain(report, scale)
         if self.settings.warn_on_max_iteration:
             warn(message, ConvergenceWarning)
         else:
@@ -331,9 +269,9 @@ class LissaInverse(Inverse):
         return f"LiSSA of block {name!r}" if name else "LiSSA"
 
 
-def _explain(report: SolveReport, relative: npt.NDArray[Any], scale: float) -> str:
+def _explain(report: SolveReport, scale: float) -> str:
     missed = ~report.converged
-    residuals = relative[missed]
+    residuals = report.residual_norms[missed]
     message = (
         f": {int(missed.sum())} of {missed.size} right-hand sides have not converged after "
         f"{report.iterations.max()} steps with scale={scale:g}; relative residuals over all data "

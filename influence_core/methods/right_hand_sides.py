@@ -92,7 +92,8 @@ class RowByRow(RightHandSides):
             NonFiniteError: the norm of a row is NaN or infinite; `caller` names the method.
         """
         rows, peaks, lengths = unit_rows(b)
-        norms = to_host(peaks[:, 0]).astype(np.float64) * to_host(lengths[:, 0])
+        with np.errstate(over="ignore"):  # it is looked for below
+            norms = to_host(peaks[:, 0]).astype(np.float64) * to_host(lengths[:, 0])
         if not np.isfinite(norms).all():
             raise NonFiniteError(
                 f"{caller}: the norm of a right-hand side is NaN or infinite. Look for points "

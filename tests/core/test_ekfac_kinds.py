@@ -209,7 +209,7 @@ def train_rows():
 
 
 @functools.cache
-def tested_rows():
+def asked_rows():
     return rows_of(make_model(), TEST)
 
 
@@ -219,7 +219,7 @@ def solve(matrix, rows, regularization):
 
 def factors_of(matrix, regularization):
     """The factors of the usual test points."""
-    return solve(matrix, tested_rows(), regularization)
+    return solve(matrix, asked_rows(), regularization)
 
 
 def accuracy(library):
@@ -245,7 +245,7 @@ def test_the_gradients_of_the_model(library, pooled):
 
 
 def test_the_reference_rebuilds_the_gradients():
-    want = tested_rows()
+    want = asked_rows()
     for index, row in enumerate(want):
         for name, (a, g) in sight(make_model(), TEST, index).items():
             np.testing.assert_allclose(g[0].T @ a, row[PLACES[name]], atol=1e-12)
@@ -749,7 +749,7 @@ def test_as_a_preconditioner():
     method = Cg(rtol=1e-12, atol=0.0, preconditioner=EkfacPreconditioner())
     model = Influence(make_model(), None, method, **options).fit(loader(TRAIN))
     rows = train_rows()
-    want = solve(rows.T @ rows / N, tested_rows(), 1e-2)
+    want = solve(rows.T @ rows / N, asked_rows(), 1e-2)
     NUMPY.close(model.influence_factors(*TEST), want, 1e-8)
     assert model.report.converged.all()
     assert CLASSES == 3

@@ -282,7 +282,7 @@ def test_the_curvature_of_another_block(place):
         ("influence_core.no_such:Method", "'influence_core.no_such'"),
         ("influence_core.methods:NoSuch", "'NoSuch'"),
         ("influence_core.methods.direct", "''"),
-        ("xml.dom.minidom:Document", "'xml.dom.minidom'"),
+        ("mailbox:Mailbox", "'mailbox'"),
     ],
 )
 def test_a_class_that_is_not_there(name, shown, place):

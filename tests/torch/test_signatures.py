@@ -12,6 +12,7 @@ from torch import nn
 
 import influence_torch
 from influence_core.errors import OptionError
+from influence_core.modes import Sharing, Unsupported
 from influence_torch import (
     BlockMode,
     DirectInfluence,
@@ -31,7 +32,17 @@ CALLABLES = [(name, "__init__", entry["init"]) for name, entry in SPEC.items()] 
 PROPERTIES = [(name, attr) for name, entry in SPEC.items() for attr in entry.get("properties", [])]
 CLASSES = [solver.kind for solver in SOLVERS]
 EXTRAS = {"seed": 0, "max_memory": None, "array_backend": None, "forward": None}
-OF_EKFAC = {"loss": None, "labels": None, "draws": 1}
+OF_EKFAC = {
+    "labels": None,
+    "draws": 1,
+    "loss": None,
+    "sharing": Sharing.EXPAND,
+    "unsupported": Unsupported.RAISE,
+    "largest_exact": 2048,
+    "largest_factor": None,
+    "layers_at_once": None,
+    "factor_dtype": None,
+}
 
 
 def shown(parameter):
