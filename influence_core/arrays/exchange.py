@@ -18,6 +18,8 @@ from influence_core.errors import DeviceError, ExchangeError
 from influence_core.problem import Array
 
 _MODULES = {"jax": "jax.numpy"}
+# what libraries raise for an array that they do not take
+_REFUSALS = (TypeError, ValueError, RuntimeError, BufferError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -117,8 +119,8 @@ def _through_dlpack(array: Array, library: Any, target: Any) -> Array:
     if hasattr(array, "detach"):
         array = array.detach()
     try:
-        answer = library.from_dlpack(array)
-    except (TypeError, ValueError, RuntimeError, BufferError, AttributeError) as error:
+        answer = _handed(array, library)
+    except _REFUSALS as error:
         raise DeviceError(
             f"an array on {device(array)} cannot be handed to {library.__name__!r}: {error}. "
             f"Move the model to a device that this library reaches, or leave `array_backend` out."
@@ -131,6 +133,13 @@ def _through_dlpack(array: Array, library: Any, target: Any) -> Array:
     if isinstance(answer, np.ndarray) and not answer.flags.writeable:
         answer = answer.copy()  # older NumPy imports read-only views; an answer is the user's own
     return answer if target is None else move(answer, target)
+
+
+def _handed(array: Array, library: Any) -> Array:
+    try:
+        return library.from_dlpack(array)
+    except _REFUSALS:  # JAX takes no part of a wider matrix: a copy has no gaps
+        return library.from_dlpack(namespace(array).asarray(array, copy=True))
 
 
 def _bits(array: Array) -> int:
