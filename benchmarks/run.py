@@ -46,15 +46,6 @@ and C.
 """
 
 
-def _hessian_product(bench: Bench) -> Outcome:
-    if bench.smoke:
-        return Outcome([])  # it has no tiny workload
-    import hessian_product
-
-    title = "Hessian products against a hand-written R-operator (target: ≤ 1.5×):"
-    return Outcome([], f"{title}\n\n{hessian_product.report()}")
-
-
 def _scaling(bench: Bench) -> Outcome:
     picture = bench.folder / PICTURE.name if bench.smoke else PICTURE
     slopes = scaling.report(bench, picture)
@@ -69,7 +60,6 @@ JOBS: dict[str, Callable[[Bench], Outcome]] = {
     "gauss_newton": gauss_newton.run,
     "ekfac": ekfac.run,
     "perturbation": perturbation.run,
-    "hessian_product": _hessian_product,
     "imports": imports.run,
     "scaling": _scaling,
 }

@@ -34,7 +34,7 @@ class Bernoulli(Independent):
         return share * root if self.logits else share / root
 
     def gradients(self, outputs: Tensor, share: float, uniforms: Tensor) -> Tensor:
-        """Return the gradients at the label 1 where a uniform lies under `p`, else 0."""
+        """Return the gradients at the label 1 where a uniform is `1 - p` or more, else 0."""
         p = outputs.sigmoid() if self.logits else outputs
-        gradients = share * (p - (uniforms < p).to(p))
+        gradients = share * (p - (uniforms >= 1 - p).to(p))
         return gradients if self.logits else gradients / (p * (1 - p)).clamp(min=_LEAST)
